@@ -1,0 +1,9763 @@
+/* SPDX-License-Identifier: MIT
+
+opcomms.h 0.1.0 - authenticated, durable, peer-to-peer messaging in one C header
+
+A program copies this file, links BearSSL, and has a peer: it listens on an address, knows who is on
+the other end by the SHA-256 of their public key, accepts only whom its allow list names, moves only
+what its routing table permits, and loses no message it has acknowledged, even when the power goes.
+It speaks the wire protocol of the Rust system operator-comms (broker v0.5.0) in both directions.
+
+CONTENTS OF THE MANUAL
+     1  Use                       7  Wire protocol
+     2  Example                   8  Log format
+     3  Model                     9  Threads, lifetime, ownership
+     4  Compile-time options     10  Errors
+     5  Limits                   11  Security
+     6  Files                    12  Porting
+
+SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only sections above it)
+     L0  cfg str err mem buf crc        base
+     L1  posix plat thread              operating system
+     L2  json frame tarpc yaml der key cert tls store log ram   parts
+     L3  id allow route limit conn mailbox node run             the peer
+     L4  pub-access pub-key pub         public functions
+
+1  USE
+    One C or C++ file of the program holds the implementation, and includes this header before any
+    system header:
+        #define OPCOMMS_IMPLEMENTATION
+        #include "opcomms.h"
+    All others include it plainly. Link with -lbearssl -lpthread. As an object file of its own:
+        cc -x c -DOPCOMMS_IMPLEMENTATION -c opcomms.h -o opcomms.o
+
+2  EXAMPLE
+    examples/hello.c is the smallest whole program; tests/api/test_examples.sh compiles and runs it.
+    In short:
+        opcomms_config cfg;
+        opcomms_config_init(&cfg);
+        cfg.address = "127.0.0.1:9001";
+        cfg.key_file = "operator.key";          -- PEM; opcomms_generate_key_file makes one
+        cfg.allow = allow;                      -- opcomms_allow_list_load
+        cfg.routes = routes;                    -- opcomms_routing_table_load
+        opcomms_new(&cfg, &peer, &err);
+        opcomms_send(peer, hash, "127.0.0.1:9002", "hello", 5, 0, &err);
+        opcomms_receive(peer, 1000, &message, &err);
+        opcomms_ack(message, &err);
+        opcomms_free(peer);
+
+3  MODEL
+    identity    64 hex digits: SHA-256 of the DER SubjectPublicKeyInfo of a key. Nothing else
+                identifies anybody: not an address, not a name in a certificate.
+    identifier  an identity and a mailbox number 0..255, written "hash:id". This version receives
+                from its mailbox 0.
+    allow list  who may connect, and be connected to: identity, optionally with one IP address.
+                allow_all lets everybody in, whom routing then still limits.
+    routes      from (hash:id or hash:~) to a set of (hash:id or hash:~). Default: nothing passes.
+    peer        listener, connections, log. A message for our own identity that passes both lists
+                is stored, then acknowledged to its sender, then handed out, oldest first, until it
+                is acknowledged by the program. Messages for other identities are refused unless
+                cfg.mailboxes_max opts into keeping mail for third parties.
+    send        opens or reuses one kept connection per (identity, address) and returns when the
+                receiver has stored the message, or with the reason why not.
+
+    What is promised, and the test that holds it (tests/):
+    - A message whose send returned OPCOMMS_OK survives a crash of the receiver, and with
+      OPCOMMS_DURABLE_ALWAYS a power cut.                       unit/test_log.c, api/test_peer.c
+    - Nothing is handed out under an identity whose key the TLS handshake did not prove.
+                                                                unit/test_tls.c, api/test_peer.c
+    - The receiver's key is the one that was asked for, or nothing is sent.    api/test_peer.c
+    - When opcomms_allow_list_remove has returned, nothing more from that key is stored; its
+      connections close within one step.                                       api/test_peer.c
+    - Peer and file bytes never crash it.                       fuzz/, unit tests under sanitizers
+    Between a lost answer and a repeated send a message can arrive twice: OPCOMMS_E_UNKNOWN_OUTCOME
+    says when that is possible.
+
+4  COMPILE-TIME OPTIONS (define before the include; none changes a public struct)
+    OPCOMMS_IMPLEMENTATION     compiles the implementation in this file
+    OPCOMMS_STATIC             all functions are static: private to this file
+    OPCOMMS_ASSERT(c)          default assert(c) from <assert.h>; only for bugs of the library
+    OPCOMMS_NO_THREADS         no pthread: only peers with OPCOMMS_NO_BACKGROUND
+    OPCOMMS_NO_LINUX           plain POSIX even on Linux
+    OPCOMMS_NO_POSIX           no built-in platform: cfg.platform is required
+    OPCOMMS_MAX_FRAME          largest frame, default 8 388 608 as in the reference
+    OPCOMMS_NO_CRC_HARDWARE    CRC-32C by table only
+
+5  LIMITS (defaults; fields of opcomms_config)
+    frame                  8 MiB of JSON: 2 097 000 bytes of payload always fit, 4 MB of digits 0-9
+    connections            64, a quarter of them kept for our own; 16 inbound per address
+    handshakes             16 at once, 100 a second, half of that from one address
+    handshake time         10 s         idle time   300 s
+    unread messages        100 000, 10 000 per sender and destination
+    log                    1 GiB        memory      64 MiB
+    requests in flight     16 per inbound connection, further ones wait
+    messages handed out    64
+    list entries           65 536 per list
+    What is over a limit is refused with an error; nothing that was accepted is dropped.
+
+6  FILES
+    key            PEM: PKCS#8, PKCS#1 or SEC1, unencrypted; RSA 2048 to 4096, EC P-256 or P-384
+    allow list     YAML mapping  hash: ip | null     or the word allow_all
+    routing table  YAML mapping  "hash:id": ["hash:id", "hash:~"]     or the word allow_all
+    log            see 8; beside it <log>.lock, held while a peer is open
+
+7  WIRE PROTOCOL
+    TCP, TLS 1.2 with certificates on both sides, then frames: length (32 bits, big-endian, 1 to
+    8 388 608), then one JSON document. The documents are those of tarpc 0.37:
+        {"Request":{"context":{"deadline":{"secs":S,"nanos":N},"trace_context":{"trace_id":[16
+         numbers],"span_id":U,"sampling_decision":"Unsampled"}},"id":I,"message":MSG}}
+        {"Cancel":{"trace_context":{...},"request_id":I}}
+        {"request_id":I,"message":{"Ok":RESULT}}   {"request_id":I,"message":{"Err":{"kind":K,"detail":T}}}
+    MSG     {"Send":{"from_id":0,"dest":{"pubkey_hash":H,"id":0},"msg":T}}   {"Get":{"dest_id":0}}
+            {"Ack":{"dest_id":0,"uid":N}}   {"Ping":{}}
+    RESULT  {"Send":{"Ok":true}}   (false: routing refused)   {"Get":{"Ok":null}}
+            {"Get":{"Ok":{"uid":N,"from":{"pubkey_hash":H,"id":0},"msg":T}}}   {"Ack":{"Ok":true}}
+            {"Ping":true}   {"Send":{"Err":{"MutexError":T}}}
+    The payload is the text T: a JSON array of the bytes as decimal numbers, without spaces. A text
+    that is anything else is handed out as text, flagged OPCOMMS_MESSAGE_TEXT.
+    Answers come in the order of the requests; a request that breaks the grammar closes the
+    connection. Unknown fields are ignored except inside "deadline". The deadline is not enforced.
+
+8  LOG FORMAT
+    Written out byte by byte at the top of section >>log.
+
+9  THREADS, LIFETIME, OWNERSHIP
+    Every function may be called from any thread unless its comment says otherwise. A peer with a
+    background thread works by itself; with OPCOMMS_NO_BACKGROUND the caller pumps opcomms_poll, or
+    waits on opcomms_pollfds in a loop of its own. A blocking call pumps such a peer meanwhile, but
+    not the peer at the other end: two of them in one thread need OPCOMMS_NO_BACKGROUND off.
+    opcomms_stop ends the work and can be called any time, opcomms_free destroys and must be last.
+    Callbacks (log, allocator) run without locks for the log callback; blocking calls and stop
+    refuse with OPCOMMS_E_BUSY inside it. After fork only the parent may use a peer.
+    Without a flush thread (OPCOMMS_NO_BACKGROUND) the step that has something to sync blocks for
+    the time of one fdatasync.
+
+10 ERRORS
+    One enum, OPCOMMS_ERRORS: 0 or negative. opcomms_error, given by the caller, carries the text,
+    the system's number, the TLS engine's number, a line or a position. No function prints, exits,
+    raises or handles a signal.
+
+11 SECURITY
+    - The certificate is a formality for compatibility: it is made at start from the private key
+      and signed by a CA whose private key stands in every copy of this software and of the Rust
+      system. Its signature proves nothing. The proof is the TLS handshake, which shows that the
+      peer holds the private key; its hash is then looked up.
+    - There is no option to skip any of this. With a CA of your own (cfg.ca_key_file) the chain is
+      checked in addition.
+    - TLS 1.2 only (BearSSL), ECDHE with AES-128-GCM or ChaCha20-Poly1305, no renegotiation, no
+      resumption, no compression. BearSSL has no extended master secret and does not reject an
+      all-zero X25519 result; neither helps an attacker here, because there is no renegotiation and
+      no session outlives its connection.
+    - A stranger can make the peer accept a TCP connection and, if some entry of the allow list
+      admits the address, spend one signature; both are limited in number and rate.
+    - The log is not encrypted; its mode is 0600. Payloads and keys never reach the log callback.
+
+12 PORTING
+    Fill in an opcomms_platform (clock, randomness, files, sockets, wait) and pass it in
+    cfg.platform; >>posix is the model. Threads are POSIX threads or none (OPCOMMS_NO_THREADS).
+*/
+
+#ifndef OPCOMMS_H
+#define OPCOMMS_H
+
+#define OPCOMMS_VERSION_MAJOR 0
+#define OPCOMMS_VERSION_MINOR 1
+#define OPCOMMS_VERSION_PATCH 0
+#define OPCOMMS_VERSION_STRING "0.1.0"
+
+#if defined(OPCOMMS_IMPLEMENTATION)
+/* The implementation needs POSIX names. Feature macros count only before the first system header,
+   which is why the manual asks for an implementation file that includes this header first. */
+#if defined(__linux__) && !defined(OPCOMMS_NO_LINUX)
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1
+#endif
+#elif defined(__APPLE__)
+#ifndef _DARWIN_C_SOURCE
+#define _DARWIN_C_SOURCE 1
+#endif
+#elif !defined(_POSIX_C_SOURCE)
+#define _POSIX_C_SOURCE 200809L
+#endif
+#endif
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(OPCOMMS_STATIC)
+#if defined(__GNUC__) || defined(__clang__)
+#define OPCOMMS_API static __attribute__((unused))
+#else
+#define OPCOMMS_API static
+#endif
+#else
+#define OPCOMMS_API extern
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- errors ---------------------------------------------------------------------------------- */
+
+/* name, value, severity (0 none, 1 non-fatal: one message or peer, 2 fatal: this handle cannot go
+   on, 3 programming: the call was wrong), text. Values never change meaning once released. */
+#define OPCOMMS_ERRORS(X)                                                                          \
+    X(OPCOMMS_OK, 0, 0, "success")                                                                 \
+    X(OPCOMMS_E_INVAL, -1, 3, "an argument is not valid")                                          \
+    X(OPCOMMS_E_NOMEM, -2, 2, "out of memory")                                                     \
+    X(OPCOMMS_E_LIMIT, -3, 1, "a limit was reached")                                               \
+    X(OPCOMMS_E_IO, -4, 2, "the operating system reported an error")                               \
+    X(OPCOMMS_E_TIMEOUT, -5, 1, "the time is up")                                                  \
+    X(OPCOMMS_E_BUSY, -6, 3, "the object is in use")                                               \
+    X(OPCOMMS_E_CLOSED, -7, 1, "closed")                                                           \
+    X(OPCOMMS_E_UNSUPPORTED, -8, 3, "not supported by this build or platform")                     \
+    X(OPCOMMS_E_NOT_FOUND, -9, 1, "not found")                                                     \
+    X(OPCOMMS_E_EMPTY, -10, 0, "no message is waiting")                                            \
+    X(OPCOMMS_E_BUFFER, -11, 1, "the buffer is too small")                                         \
+    X(OPCOMMS_E_ADDRESS, -12, 3, "not a numeric address of the form ip:port")                      \
+    X(OPCOMMS_E_IN_USE, -13, 2, "already in use or already there")                                 \
+    X(OPCOMMS_E_CONNECT, -14, 1, "the peer cannot be reached")                                     \
+    X(OPCOMMS_E_TLS, -15, 1, "the TLS connection failed")                                          \
+    X(OPCOMMS_E_IDENTITY, -16, 1, "the peer holds another key than the one asked for")             \
+    X(OPCOMMS_E_NOT_ALLOWED, -17, 1, "the allow list does not admit the peer")                     \
+    X(OPCOMMS_E_ROUTE, -18, 1, "the routing table does not permit this message")                   \
+    X(OPCOMMS_E_PROTOCOL, -19, 1, "the peer broke the protocol")                                   \
+    X(OPCOMMS_E_REMOTE, -20, 1, "the peer reported an error")                                      \
+    X(OPCOMMS_E_SYNTAX, -21, 1, "the text is not well formed")                                     \
+    X(OPCOMMS_E_NO_PEM, -22, 2, "no PEM block was found")                                          \
+    X(OPCOMMS_E_ENCRYPTED, -23, 2, "the private key is encrypted")                                 \
+    X(OPCOMMS_E_KEY_TYPE, -24, 2, "the key's type or size is not supported")                       \
+    X(OPCOMMS_E_KEY_DAMAGED, -25, 2, "the key is damaged")                                         \
+    X(OPCOMMS_E_CERT, -26, 1, "the certificate is not acceptable")                                 \
+    X(OPCOMMS_E_LOG_DAMAGED, -27, 2, "the log is damaged")                                         \
+    X(OPCOMMS_E_LOG_KEY, -28, 2, "the log belongs to another key")                                 \
+    X(OPCOMMS_E_LOG_VERSION, -29, 2, "the log's format is not known")                              \
+    X(OPCOMMS_E_POISONED, -30, 2, "storage failed earlier; nothing more is accepted")              \
+    X(OPCOMMS_E_FULL, -31, 1, "a queue or the log is full")                                        \
+    X(OPCOMMS_E_AGAIN, -32, 0, "nothing to do yet")                                                \
+    X(OPCOMMS_E_RANDOM, -33, 2, "no randomness could be had")                                      \
+    X(OPCOMMS_E_UNKNOWN_OUTCOME, -34, 1, "sent, but the answer did not arrive: outcome unknown")
+
+typedef enum opcomms_err {
+#define OPCOMMS__X(name, value, severity, text) name = value,
+    OPCOMMS_ERRORS(OPCOMMS__X)
+#undef OPCOMMS__X
+    OPCOMMS_E_LAST_ = -35
+} opcomms_err;
+
+/* Filled in by every function that takes one and fails; may be NULL. Never owns memory. */
+typedef struct opcomms_error {
+    opcomms_err code;
+    int32_t os_code;   /* errno of the failing system call, or 0 */
+    int32_t tls_code;  /* error number of the TLS engine, 256+n: alert n received; or 0 */
+    uint32_t line;     /* 1-based line of a text file, or 0 */
+    uint64_t position; /* byte offset in a log or text, or 0 */
+    char text[192];    /* one sentence, ends with NUL */
+} opcomms_error;
+
+/* ---- the operating system, as the library sees it ---------------------------------------------- */
+
+/* An IP address and port. IPv4 uses the first four bytes. */
+typedef struct opcomms_address {
+    uint8_t family; /* 4, 6, or 0 for none */
+    uint8_t ip[16];
+    uint16_t port;
+} opcomms_address;
+
+#define OPCOMMS_NO_HANDLE ((intptr_t)-1)
+
+#define OPCOMMS_POLL_IN 1u
+#define OPCOMMS_POLL_OUT 2u
+#define OPCOMMS_POLL_ERR 4u
+
+typedef struct opcomms_pollfd {
+    intptr_t handle; /* a descriptor on POSIX */
+    uint16_t events;
+    uint16_t revents;
+} opcomms_pollfd;
+
+#define OPCOMMS_FILE_WRITE 1u     /* read and write; without it read only */
+#define OPCOMMS_FILE_CREATE 2u    /* create with mode 0600 when absent */
+#define OPCOMMS_FILE_EXCLUSIVE 4u /* with CREATE: fail with OPCOMMS_E_IN_USE when it exists */
+#define OPCOMMS_FILE_PRIVATE 8u   /* refuse links, other owners and all but regular files */
+
+/* A port is one filled-in struct. Every function gets `user`. All return OPCOMMS_OK or a negative
+   error, with the system's own number in *os_code (never NULL). Sockets never block; a function
+   that would answers OPCOMMS_E_AGAIN. Files are written and read at offsets; write may be short.
+   Called from any thread that uses a peer, several at once. */
+typedef struct opcomms_platform {
+    uint32_t size; /* sizeof(opcomms_platform) */
+    uint32_t reserved;
+    void *user;
+    uint64_t (*now_us)(void *user); /* monotonic, microseconds */
+    int64_t (*wall_s)(void *user);  /* seconds since 1970-01-01 UTC; 0: no clock */
+    opcomms_err (*random)(void *user, void *out, size_t len); /* cryptographic */
+
+    opcomms_err (*dir_open)(void *user, const char *path, intptr_t *dir, int *os_code);
+    opcomms_err (*dir_sync)(void *user, intptr_t dir, int *os_code);
+    void (*dir_close)(void *user, intptr_t dir);
+    /* `name` is relative to dir and holds no '/'. Absent: OPCOMMS_E_NOT_FOUND. */
+    opcomms_err (*file_open)(void *user, intptr_t dir, const char *name, uint32_t mode,
+                             intptr_t *file, int *os_code);
+    opcomms_err (*file_lock)(void *user, intptr_t file, int *os_code); /* held: _E_IN_USE */
+    opcomms_err (*file_size)(void *user, intptr_t file, uint64_t *bytes, int *os_code);
+    opcomms_err (*file_read)(void *user, intptr_t file, uint64_t offset, void *buf, size_t len,
+                             size_t *got, int *os_code); /* *got 0: end of file */
+    opcomms_err (*file_write)(void *user, intptr_t file, uint64_t offset, const void *buf,
+                              size_t len, size_t *put, int *os_code);
+    opcomms_err (*file_truncate)(void *user, intptr_t file, uint64_t bytes, int *os_code);
+    opcomms_err (*file_sync)(void *user, intptr_t file, int *os_code);
+    void (*file_close)(void *user, intptr_t file);
+    opcomms_err (*file_rename)(void *user, intptr_t dir, const char *from, const char *to,
+                               int *os_code);
+    opcomms_err (*file_remove)(void *user, intptr_t dir, const char *name, int *os_code);
+
+    opcomms_err (*tcp_listen)(void *user, const opcomms_address *address, intptr_t *sock,
+                              opcomms_address *bound, int *os_code);
+    opcomms_err (*tcp_accept)(void *user, intptr_t listener, intptr_t *sock,
+                              opcomms_address *peer, int *os_code);
+    /* Begins; the outcome is asked by tcp_connected once the socket is writable. */
+    opcomms_err (*tcp_connect)(void *user, const opcomms_address *address, intptr_t *sock,
+                               int *os_code);
+    opcomms_err (*tcp_connected)(void *user, intptr_t sock, int *os_code);
+    opcomms_err (*sock_recv)(void *user, intptr_t sock, void *buf, size_t len, size_t *got,
+                             int *os_code); /* *got 0: the peer has ended */
+    opcomms_err (*sock_send)(void *user, intptr_t sock, const void *buf, size_t len, size_t *put,
+                             int *os_code);
+    void (*sock_shutdown)(void *user, intptr_t sock, int both); /* 0: our sending side only */
+    void (*sock_close)(void *user, intptr_t sock);
+    /* Waits until an event or timeout_ms (-1: for ever); sets revents. */
+    opcomms_err (*wait)(void *user, opcomms_pollfd *fds, size_t count, int32_t timeout_ms,
+                        int *os_code);
+    opcomms_err (*wake_open)(void *user, intptr_t wake[2], int *os_code); /* [0] is waited on */
+    void (*wake_signal)(void *user, intptr_t wake[2]);
+    void (*wake_drain)(void *user, intptr_t wake[2]);
+    void (*wake_close)(void *user, intptr_t wake[2]);
+} opcomms_platform;
+/* ---- access: who may connect, who may send what to whom -------------------------------------------- */
+
+typedef struct opcomms_allow_list opcomms_allow_list;
+typedef struct opcomms_routing_table opcomms_routing_table;
+
+/* Where memory comes from. `release` gets the size that was asked for. Called from any thread. */
+typedef struct opcomms_allocator {
+    void *(*alloc)(void *user, size_t bytes);
+    void (*release)(void *user, void *p, size_t bytes);
+    void *user;
+} opcomms_allocator;
+
+#define OPCOMMS_ANY_ID (-1)
+
+/* An identity and a mailbox number 0..255, or OPCOMMS_ANY_ID in a routing rule. */
+typedef struct opcomms_identifier {
+    char hash[129];
+    int16_t id;
+} opcomms_identifier;
+
+/* "hash:id", white space around both parts allowed. OPCOMMS_E_SYNTAX otherwise. */
+OPCOMMS_API opcomms_err opcomms_identifier_parse(const char *text, opcomms_identifier *out);
+/* "hash:id" or "hash:~" as in routing files: no white space is trimmed. */
+OPCOMMS_API opcomms_err opcomms_route_identifier_parse(const char *text, opcomms_identifier *out);
+/* Writes "hash:id" or "hash:~"; cap 136 is always enough, else OPCOMMS_E_BUFFER. */
+OPCOMMS_API opcomms_err opcomms_identifier_format(const opcomms_identifier *id, char *out,
+                                                  size_t cap);
+
+/* Lists are reference-counted and locked: several peers and threads may share one and change it
+   while they run. A change takes effect when the call has returned. A fresh list admits nobody.
+   alloc NULL: malloc and free. The caller releases; peers hold references of their own. Errors of
+   the changing functions: OPCOMMS_E_INVAL, _NOMEM, _LIMIT (65 536 entries). Any thread; do not
+   block except for files. */
+OPCOMMS_API opcomms_err opcomms_allow_list_new(const opcomms_allocator *alloc,
+                                               opcomms_allow_list **out);
+OPCOMMS_API void opcomms_allow_list_retain(opcomms_allow_list *list);
+OPCOMMS_API void opcomms_allow_list_release(opcomms_allow_list *list);
+/* Admits a key hash from one IP address, or from any when ip is NULL. Replaces an older entry. */
+OPCOMMS_API opcomms_err opcomms_allow_list_add(opcomms_allow_list *list, const char *hash,
+                                               const char *ip);
+/* The same for the key in a private key file, or in a certificate file (PEM or DER). */
+OPCOMMS_API opcomms_err opcomms_allow_list_add_key_file(opcomms_allow_list *list, const char *path,
+                                                        const char *ip, opcomms_error *err);
+OPCOMMS_API opcomms_err opcomms_allow_list_add_cert_file(opcomms_allow_list *list,
+                                                         const char *path, const char *ip,
+                                                         opcomms_error *err);
+/* When it has returned, nothing from that key is stored and nothing new is sent to it.
+   OPCOMMS_E_NOT_FOUND: there was no such entry. */
+OPCOMMS_API opcomms_err opcomms_allow_list_remove(opcomms_allow_list *list, const char *hash);
+OPCOMMS_API opcomms_err opcomms_allow_list_clear(opcomms_allow_list *list);
+/* on: anybody who proves any key is admitted. */
+OPCOMMS_API opcomms_err opcomms_allow_list_allow_all(opcomms_allow_list *list, int on);
+/* 1 or 0; ip NULL asks for the hash alone. */
+OPCOMMS_API int opcomms_allow_list_is_allowed(opcomms_allow_list *list, const char *hash,
+                                              const char *ip);
+OPCOMMS_API size_t opcomms_allow_list_count(opcomms_allow_list *list);
+/* YAML `hash: ip` or `hash: null`, or the word allow_all. Everything is read before anything
+   changes: OPCOMMS_E_SYNTAX names the line in err->line, and the list stays as it was. */
+OPCOMMS_API opcomms_err opcomms_allow_list_load(opcomms_allow_list *list, const char *path,
+                                                opcomms_error *err);
+OPCOMMS_API opcomms_err opcomms_allow_list_load_text(opcomms_allow_list *list, const char *text,
+                                                     size_t len, opcomms_error *err);
+/* Loads again from the path of the last load. OPCOMMS_E_NOT_FOUND: there was none. */
+OPCOMMS_API opcomms_err opcomms_allow_list_reload(opcomms_allow_list *list, opcomms_error *err);
+/* Replaces the file in one step: a reader sees the old content or the new. */
+OPCOMMS_API opcomms_err opcomms_allow_list_save(opcomms_allow_list *list, const char *path,
+                                                opcomms_error *err);
+
+/* Routing rules: from "hash:id" or "hash:~" to "hash:id" or "hash:~". A fresh table permits
+   nothing. Everything said of the allow list holds here too. */
+OPCOMMS_API opcomms_err opcomms_routing_table_new(const opcomms_allocator *alloc,
+                                                  opcomms_routing_table **out);
+OPCOMMS_API void opcomms_routing_table_retain(opcomms_routing_table *table);
+OPCOMMS_API void opcomms_routing_table_release(opcomms_routing_table *table);
+OPCOMMS_API opcomms_err opcomms_routing_table_add(opcomms_routing_table *table, const char *from,
+                                                  const char *to);
+OPCOMMS_API opcomms_err opcomms_routing_table_remove(opcomms_routing_table *table,
+                                                     const char *from, const char *to);
+OPCOMMS_API opcomms_err opcomms_routing_table_remove_all_from(opcomms_routing_table *table,
+                                                              const char *from);
+OPCOMMS_API opcomms_err opcomms_routing_table_remove_all_to(opcomms_routing_table *table,
+                                                            const char *to);
+OPCOMMS_API opcomms_err opcomms_routing_table_allow_all(opcomms_routing_table *table, int on);
+OPCOMMS_API int opcomms_routing_table_can_route(opcomms_routing_table *table,
+                                                const opcomms_identifier *from,
+                                                const opcomms_identifier *to);
+OPCOMMS_API size_t opcomms_routing_table_count(opcomms_routing_table *table);
+OPCOMMS_API opcomms_err opcomms_routing_table_load(opcomms_routing_table *table, const char *path,
+                                                   opcomms_error *err);
+OPCOMMS_API opcomms_err opcomms_routing_table_load_text(opcomms_routing_table *table,
+                                                        const char *text, size_t len,
+                                                        opcomms_error *err);
+OPCOMMS_API opcomms_err opcomms_routing_table_reload(opcomms_routing_table *table,
+                                                     opcomms_error *err);
+OPCOMMS_API opcomms_err opcomms_routing_table_save(opcomms_routing_table *table, const char *path,
+                                                   opcomms_error *err);
+
+/* ---- keys and certificates ---------------------------------------------------------------------- */
+
+typedef enum opcomms_key_type {
+    OPCOMMS_KEY_P256 = 1,
+    OPCOMMS_KEY_RSA_2048 = 2,
+    OPCOMMS_KEY_RSA_3072 = 3,
+    OPCOMMS_KEY_RSA_4096 = 4
+} opcomms_key_type;
+
+/* The public key hash (64 hex digits and NUL) of the private key in a PEM file. Errors:
+   OPCOMMS_E_NOT_FOUND, _IO, _NO_PEM, _ENCRYPTED, _KEY_TYPE, _KEY_DAMAGED. Any thread. */
+OPCOMMS_API opcomms_err opcomms_get_pubk_hash_from_privk(const char *key_file, char hash[65],
+                                                         opcomms_error *err);
+/* The same for PEM text of `len` bytes in memory. */
+OPCOMMS_API opcomms_err opcomms_pubk_hash_from_pem(const char *pem, size_t len, char hash[65],
+                                                   opcomms_error *err);
+/* The hash of the key in a certificate file, PEM or DER. OPCOMMS_E_CERT: not a certificate. */
+OPCOMMS_API opcomms_err opcomms_pubk_hash_from_cert_file(const char *path, char hash[65],
+                                                         opcomms_error *err);
+
+/* Makes a key and writes it as PKCS#8 PEM, mode 0600, synced. An existing file is never
+   overwritten: OPCOMMS_E_IN_USE. RSA takes seconds for 4096 bits. Any thread; blocks. */
+OPCOMMS_API opcomms_err opcomms_generate_key_file(const char *path, opcomms_key_type type,
+                                                  opcomms_error *err);
+/* The same into memory; 4 096 bytes are always enough. The caller wipes it. */
+OPCOMMS_API opcomms_err opcomms_generate_key_pem(opcomms_key_type type, char *out, size_t cap,
+                                                 size_t *len, opcomms_error *err);
+
+/* The certificate a peer with this key shows, as PEM text; ca_key_file NULL: the well-known CA.
+   4 096 bytes are always enough. For `openssl verify` and for curious people. */
+OPCOMMS_API opcomms_err opcomms_make_cert(const char *key_file, const char *ca_key_file, char *out,
+                                          size_t cap, size_t *len, opcomms_error *err);
+/* The CA's own certificate. */
+OPCOMMS_API opcomms_err opcomms_make_ca_cert(const char *ca_key_file, char *out, size_t cap,
+                                             size_t *len, opcomms_error *err);
+
+/* ---- the peer ---------------------------------------------------------------------------------- */
+
+typedef struct opcomms_peer opcomms_peer;
+typedef struct opcomms_message opcomms_message;
+
+/* Durability of the log: what "stored" means. */
+typedef enum opcomms_durability {
+    OPCOMMS_DURABLE_ALWAYS = 0,   /* synced before it is acknowledged or handed out */
+    OPCOMMS_DURABLE_INTERVAL = 1, /* written; synced every sync_interval_ms: power loss can take that much */
+    OPCOMMS_DURABLE_NEVER = 2     /* written; synced when the system likes: survives kill -9 only */
+} opcomms_durability;
+
+/* Bits of opcomms_config.flags. */
+#define OPCOMMS_NO_BACKGROUND 1u /* no thread: the caller pumps with opcomms_poll */
+#define OPCOMMS_MEMORY_STORE 2u  /* no log: messages live in memory and end with the peer */
+#define OPCOMMS_NO_LISTEN 4u     /* send only: no listening socket */
+
+#define OPCOMMS_LOG_ERROR 1
+#define OPCOMMS_LOG_WARNING 2
+#define OPCOMMS_LOG_INFO 3
+
+/* One line of the log callback. `text` is valid during the call. Never holds payload or keys. */
+typedef void (*opcomms_log_fn)(void *user, int level, const char *text);
+
+/* Zero in every field means its default, so a program sets what it needs:
+       opcomms_config cfg;
+       opcomms_config_init(&cfg);
+   Strings and lists are read during opcomms_new; lists are retained, strings copied where needed.
+   `size` lets a library of another version read the struct it was given. */
+typedef struct opcomms_config {
+    uint32_t size;
+    uint32_t flags;
+    const char *address;      /* "ip:port" to listen on; default "0.0.0.0:0"; port 0: a free one */
+    const char *key_file;     /* PEM private key; or key_pem */
+    const char *key_pem;
+    size_t key_pem_bytes;
+    const char *ca_key_file;  /* PEM private key of the user's own CA; default: the well-known CA */
+    opcomms_allow_list *allow;      /* required */
+    opcomms_routing_table *routes;  /* required: who may send what to whom here */
+    const char *log_path;     /* default "opcomms-<16 digits of the own hash>.log" */
+    opcomms_durability durability;
+    uint32_t sync_interval_ms;         /* default 1 000 */
+    uint32_t connections_max;          /* default 64, at most 1 024; in and out together */
+    uint32_t connections_per_address;  /* default 16; inbound */
+    uint32_t handshakes_max;           /* inbound at once; default 16 */
+    uint32_t handshakes_per_second;    /* inbound; default 100, bursts of the same */
+    uint32_t handshake_timeout_ms;     /* default 10 000 */
+    uint32_t idle_timeout_ms;          /* default 300 000 */
+    uint32_t send_timeout_ms;          /* for opcomms_send with timeout 0; default 10 000 */
+    uint32_t messages_max;             /* unread messages kept; default 100 000 */
+    uint32_t queue_depth_max;          /* unread messages per sender and destination; default 10 000 */
+    uint32_t mailboxes_max;            /* identities other than our own to keep mail for; default 0 */
+    uint32_t frame_bytes_max;          /* default and most OPCOMMS_MAX_FRAME */
+    uint32_t reserved;
+    uint64_t log_bytes_max;            /* size of the log; default 1 GiB */
+    uint64_t memory_bytes_max;         /* default 64 MiB */
+    const opcomms_allocator *allocator;  /* copied; default malloc and free */
+    const opcomms_platform *platform;    /* must outlive the peer; default POSIX */
+    opcomms_log_fn log;
+    void *log_user;
+} opcomms_config;
+
+/* Zeroes the struct and sets its size. */
+OPCOMMS_API void opcomms_config_init(opcomms_config *cfg);
+
+/* "0.1.0": the version of the implementation that was linked. Any thread. */
+OPCOMMS_API const char *opcomms_version(void);
+
+/* A fixed English text for a code, e.g. for a log. Any thread. */
+OPCOMMS_API const char *opcomms_err_text(opcomms_err code);
+
+/* 0 none, 1 non-fatal (one message or peer), 2 fatal (this handle cannot go on), 3 programming. */
+OPCOMMS_API int opcomms_err_severity(opcomms_err code);
+
+/* Opens a peer: reads the key, makes the certificate, opens and recovers the log, binds and
+   listens (connections are accepted from now on), starts the background thread unless told not to.
+   On failure *out is untouched, nothing stays open, and err (may be NULL) says why:
+   OPCOMMS_E_INVAL, _ADDRESS, the key errors, _IN_USE (port or log), _LOG_..., _IO, _NOMEM.
+   The caller ends it with opcomms_free. Blocks for disk and one RSA signature. Any thread. */
+OPCOMMS_API opcomms_err opcomms_new(const opcomms_config *cfg, opcomms_peer **out,
+                                    opcomms_error *err);
+
+/* Sends `len` bytes to the peer with public key hash `hash` (64 lower-case hex digits) that
+   listens on `address` ("ip:port"), and returns when that peer has stored them as durably as it is
+   configured to. The key of whoever answers there is checked against `hash` before a byte of the
+   message leaves. timeout_ms 0: the configured default. The data is not kept after the return.
+   Errors to act on:
+   OPCOMMS_E_CONNECT, _TLS: not delivered, try again later; OPCOMMS_E_IDENTITY: somebody else
+   listens there; OPCOMMS_E_NOT_ALLOWED: our list or theirs; OPCOMMS_E_ROUTE: their routing table
+   refuses; OPCOMMS_E_LIMIT: does not fit a frame (nothing was sent); OPCOMMS_E_REMOTE: their
+   error, in err->text; OPCOMMS_E_TIMEOUT: not sent in time; OPCOMMS_E_UNKNOWN_OUTCOME: it was sent
+   and the answer did not come: it may have been stored, sending again may duplicate.
+   Any thread, several at once; not from a callback (OPCOMMS_E_BUSY). Blocks up to timeout_ms. */
+OPCOMMS_API opcomms_err opcomms_send(opcomms_peer *peer, const char *hash, const char *address,
+                                     const void *data, size_t len, uint32_t timeout_ms,
+                                     opcomms_error *err);
+
+/* Asks whether the peer answers, over the same kept connection opcomms_send uses. Errors, threads
+   and blocking as opcomms_send. */
+OPCOMMS_API opcomms_err opcomms_ping(opcomms_peer *peer, const char *hash, const char *address,
+                                     uint32_t timeout_ms, opcomms_error *err);
+
+/* Copies the oldest unread message of our own mailbox into buf, and acknowledges it: it is not
+   handed out again. *len is its size, *from its sender (may be NULL). OPCOMMS_E_EMPTY: none;
+   OPCOMMS_E_BUFFER: *len tells the size needed, nothing is acknowledged. Never blocks on a peer.
+   Any thread. */
+OPCOMMS_API opcomms_err opcomms_check_receive(opcomms_peer *peer, opcomms_identifier *from,
+                                              void *buf, size_t cap, size_t *len,
+                                              opcomms_error *err);
+
+/* Waits up to timeout_ms (0: do not wait; OPCOMMS_FOREVER) for a message and hands out the oldest
+   that is not handed out already. It stays stored until opcomms_ack; opcomms_release puts it back
+   to the front. At most 64 are out at once (OPCOMMS_E_LIMIT). OPCOMMS_E_EMPTY: none in time;
+   OPCOMMS_E_CLOSED: stopped. Any thread; from a callback only with timeout 0. */
+#define OPCOMMS_FOREVER 0xffffffffu
+OPCOMMS_API opcomms_err opcomms_receive(opcomms_peer *peer, uint32_t timeout_ms,
+                                        opcomms_message **out, opcomms_error *err);
+
+/* Waits like opcomms_receive without taking the message: OPCOMMS_OK when one is there. */
+OPCOMMS_API opcomms_err opcomms_wait(opcomms_peer *peer, uint32_t timeout_ms);
+
+/* The message is consumed: removed from the store, the handle is freed. */
+OPCOMMS_API opcomms_err opcomms_ack(opcomms_message *message, opcomms_error *err);
+
+/* Gives the message back unconsumed; the handle is freed. NULL is allowed. */
+OPCOMMS_API void opcomms_release(opcomms_message *message);
+
+#define OPCOMMS_MESSAGE_TEXT 1u /* came as text that is no JSON byte array: handed out as UTF-8 */
+
+/* Of a message handed out; valid until its ack or release. */
+OPCOMMS_API size_t opcomms_message_size(const opcomms_message *message);
+OPCOMMS_API uint64_t opcomms_message_number(const opcomms_message *message);
+OPCOMMS_API uint32_t opcomms_message_flags(const opcomms_message *message);
+OPCOMMS_API void opcomms_message_from(const opcomms_message *message, opcomms_identifier *from);
+/* Reads up to len bytes at offset; *got 0 at the end. The payload's checksum is verified:
+   OPCOMMS_E_LOG_DAMAGED when the disk lost it. */
+OPCOMMS_API opcomms_err opcomms_message_read(opcomms_message *message, uint64_t offset, void *buf,
+                                             size_t len, size_t *got);
+
+/* The peer's own public key hash, 64 hex digits and NUL. Any thread. */
+OPCOMMS_API opcomms_err opcomms_get_pubk_hash(const opcomms_peer *peer, char hash[65]);
+
+/* "ip:port" it listens on (the real port when 0 was asked for). cap 64 is always enough. */
+OPCOMMS_API opcomms_err opcomms_get_address(const opcomms_peer *peer, char *out, size_t cap);
+
+/* For a caller's own event loop (OPCOMMS_NO_BACKGROUND): fills fds with what to wait for and
+   *timeout_ms with how long at most (-1: for ever), *count with how many. OPCOMMS_E_BUFFER: cap is
+   too small, *count tells the need. Then call opcomms_poll(peer, 0). */
+OPCOMMS_API opcomms_err opcomms_pollfds(opcomms_peer *peer, opcomms_pollfd *fds, size_t cap,
+                                        size_t *count, int32_t *timeout_ms);
+
+/* One step: waits up to timeout_ms for events (0: do not wait), then does what is due. Only with
+   OPCOMMS_NO_BACKGROUND (else OPCOMMS_E_BUSY), one thread at a time. */
+OPCOMMS_API opcomms_err opcomms_poll(opcomms_peer *peer, uint32_t timeout_ms);
+
+/* Closes every connection whose key the allow list no longer admits; happens by itself after each
+   change of the list, within one step. */
+
+typedef struct opcomms_stats {
+    uint32_t size; /* set by the caller to sizeof(opcomms_stats) */
+    uint32_t connections;        /* open now, in and out */
+    uint64_t accepted;           /* connections accepted since start */
+    uint64_t refused_address;    /* closed at accept: no entry admits the address */
+    uint64_t refused_limit;      /* closed at accept: a cap or the handshake rate */
+    uint64_t handshakes;         /* completed */
+    uint64_t handshakes_failed;
+    uint64_t messages_in;        /* stored */
+    uint64_t messages_out;       /* acknowledged by the receiver */
+    uint64_t routes_refused;
+    uint64_t protocol_errors;
+    uint64_t unread;             /* messages waiting now */
+    uint64_t syncs;
+    uint64_t memory_bytes;       /* from the allocator now */
+    uint64_t log_bytes;
+} opcomms_stats;
+
+OPCOMMS_API opcomms_err opcomms_get_stats(opcomms_peer *peer, opcomms_stats *stats);
+
+/* Ends the work: no new connection or message is accepted, what is under way is finished (bounded
+   by 2 seconds), close_notify is sent, the log is synced, port and lock are released. Callers that
+   wait get OPCOMMS_E_CLOSED. Messages handed out stay valid for release only. Idempotent. Any
+   thread but a callback (OPCOMMS_E_BUSY). Returns the first storage error, if any. */
+OPCOMMS_API opcomms_err opcomms_stop(opcomms_peer *peer);
+
+/* Stops when needed and frees. No other call may be under way or follow. NULL is allowed. */
+OPCOMMS_API void opcomms_free(opcomms_peer *peer);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* OPCOMMS_H */
+
+/* ==== Stop here if you only use the library: the implementation follows. ==== */
+
+#if defined(OPCOMMS_IMPLEMENTATION) && !defined(OPCOMMS_IMPLEMENTED)
+#define OPCOMMS_IMPLEMENTED
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* >>cfg ==== L0 ==== compile-time configuration, language helpers */
+
+#include <string.h>
+
+#if defined(__GNUC__) || defined(__clang__)
+#define OPC__FN static __attribute__((unused))
+#else
+#define OPC__FN static
+#endif
+
+#ifndef OPCOMMS_ASSERT
+#include <assert.h>
+#define OPCOMMS_ASSERT(condition) assert(condition)
+#endif
+
+#define OPC__STATIC_ASSERT(name, condition) typedef char opc__static_assert_##name[(condition) ? 1 : -1]
+
+#ifndef OPCOMMS_MAX_FRAME
+#define OPCOMMS_MAX_FRAME 8388608u /* PROTOCOL: payload of one frame, 8 MiB, inclusive */
+#endif
+OPC__STATIC_ASSERT(max_frame, OPCOMMS_MAX_FRAME >= 1024u && OPCOMMS_MAX_FRAME <= 0x7fffffffu);
+
+/* >>str ==== L0 ==== text without stdio or locale: builder, numbers, hex, comparison */
+
+/* Builds text in a caller's buffer; always NUL-terminated, cut silently at the end because it is
+   only used where cutting is harmless, or `cut` is checked. */
+typedef struct opc__text {
+    char *p;
+    size_t cap;
+    size_t len;
+    int cut;
+} opc__text;
+
+OPC__FN void opc__text_init(opc__text *t, char *p, size_t cap) {
+    OPCOMMS_ASSERT(p != NULL);
+    OPCOMMS_ASSERT(cap > 0);
+    t->p = p;
+    t->cap = cap;
+    t->len = 0;
+    t->cut = 0;
+    p[0] = 0;
+}
+
+OPC__FN void opc__text_bytes(opc__text *t, const char *s, size_t n) {
+    if (n > t->cap - 1 - t->len) {
+        n = t->cap - 1 - t->len;
+        t->cut = 1;
+    }
+    if (n > 0) memcpy(t->p + t->len, s, n);
+    t->len += n;
+    t->p[t->len] = 0;
+    OPCOMMS_ASSERT(t->len < t->cap);
+}
+
+OPC__FN void opc__text_str(opc__text *t, const char *s) { opc__text_bytes(t, s, strlen(s)); }
+
+OPC__FN void opc__text_u64(opc__text *t, uint64_t v) {
+    char digits[20];
+    size_t i = sizeof digits;
+    do {
+        digits[--i] = (char)('0' + (int)(v % 10u));
+        v /= 10u;
+    } while (v != 0);
+    opc__text_bytes(t, digits + i, sizeof digits - i);
+}
+
+OPC__FN void opc__text_i64(opc__text *t, int64_t v) {
+    uint64_t u = (uint64_t)v;
+    if (v < 0) {
+        opc__text_bytes(t, "-", 1);
+        u = (uint64_t)0 - u;
+    }
+    opc__text_u64(t, u);
+}
+
+OPC__FN void opc__text_hex(opc__text *t, const uint8_t *p, size_t n) {
+    static const char hex[] = "0123456789abcdef";
+    size_t i;
+    for (i = 0; i < n; i++) {
+        char two[2];
+        two[0] = hex[p[i] >> 4];
+        two[1] = hex[p[i] & 15u];
+        opc__text_bytes(t, two, 2);
+    }
+}
+
+OPC__FN int opc__str_hex_value(int c) {
+    if (c >= '0' && c <= '9') return c - '0';
+    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+    return -1;
+}
+
+/* The 64 lower-case digits of a key hash into 32 bytes; 0 when it is anything else. Upper case is
+   refused because the reference compares hashes byte for byte as text. */
+OPC__FN int opc__str_hash_parse(const char *s, size_t len, uint8_t out[32]) {
+    uint8_t tmp[32];
+    size_t i;
+    if (len != 64) return 0;
+    for (i = 0; i < 32; i++) {
+        int hi = opc__str_hex_value((unsigned char)s[2 * i]);
+        int lo = opc__str_hex_value((unsigned char)s[2 * i + 1]);
+        if (hi < 0 || lo < 0) return 0;
+        if (s[2 * i] >= 'A' && s[2 * i] <= 'F') return 0;
+        if (s[2 * i + 1] >= 'A' && s[2 * i + 1] <= 'F') return 0;
+        tmp[i] = (uint8_t)(hi * 16 + lo);
+    }
+    memcpy(out, tmp, 32);
+    return 1;
+}
+
+OPC__FN void opc__str_hash_write(const uint8_t hash[32], char out[65]) {
+    opc__text t;
+    opc__text_init(&t, out, 65);
+    opc__text_hex(&t, hash, 32);
+    OPCOMMS_ASSERT(t.len == 64);
+}
+
+/* Time does not depend on the content. */
+OPC__FN int opc__str_equal_ct(const uint8_t *a, const uint8_t *b, size_t n) {
+    unsigned diff = 0;
+    size_t i;
+    for (i = 0; i < n; i++) diff |= (unsigned)(a[i] ^ b[i]);
+    return diff == 0;
+}
+
+/* Strictly valid UTF-8 (RFC 3629): no overlong form, no surrogate, nothing above U+10FFFF. */
+OPC__FN int opc__str_utf8_valid(const uint8_t *p, size_t n) {
+    size_t i = 0;
+    while (i < n) {
+        unsigned c = p[i];
+        size_t more;
+        unsigned lo = 0x80, hi = 0xbf;
+        if (c < 0x80) {
+            i++;
+            continue;
+        }
+        if (c >= 0xc2 && c <= 0xdf) {
+            more = 1;
+        } else if (c >= 0xe0 && c <= 0xef) {
+            more = 2;
+            if (c == 0xe0) lo = 0xa0;
+            if (c == 0xed) hi = 0x9f;
+        } else if (c >= 0xf0 && c <= 0xf4) {
+            more = 3;
+            if (c == 0xf0) lo = 0x90;
+            if (c == 0xf4) hi = 0x8f;
+        } else {
+            return 0;
+        }
+        if (more > n - i - 1) return 0;
+        if (p[i + 1] < lo || p[i + 1] > hi) return 0;
+        if (more > 1 && (p[i + 2] & 0xc0u) != 0x80) return 0;
+        if (more > 2 && (p[i + 3] & 0xc0u) != 0x80) return 0;
+        i += more + 1;
+    }
+    return 1;
+}
+
+/* Decimal digits only, no sign, at least one; 0 when not a number or above max. */
+OPC__FN int opc__str_u64(const char *s, size_t len, uint64_t max, uint64_t *out) {
+    uint64_t v = 0;
+    size_t i;
+    if (len == 0) return 0;
+    for (i = 0; i < len; i++) {
+        unsigned d;
+        if (s[i] < '0' || s[i] > '9') return 0;
+        d = (unsigned)(s[i] - '0');
+        if (v > (UINT64_MAX - d) / 10u) return 0;
+        v = v * 10u + d;
+    }
+    if (v > max) return 0;
+    *out = v;
+    return 1;
+}
+
+/* >>err ==== L0 ==== error texts and the detail struct */
+
+OPC__FN const char *opc__err_text(opcomms_err code) {
+    switch (code) {
+#define OPCOMMS__X(name, value, severity, text) \
+    case name: return text;
+        OPCOMMS_ERRORS(OPCOMMS__X)
+#undef OPCOMMS__X
+    case OPCOMMS_E_LAST_: break;
+    }
+    return "unknown error";
+}
+
+/* Starts a detail: code and its text. Returns a builder positioned after "text" so that a caller
+   may add ": more". err may be NULL. */
+OPC__FN opcomms_err opc__err_set(opcomms_error *err, opcomms_err code, int os_code,
+                                 const char *more) {
+    opc__text t;
+    if (err == NULL) return code;
+    memset(err, 0, sizeof *err);
+    err->code = code;
+    err->os_code = os_code;
+    opc__text_init(&t, err->text, sizeof err->text);
+    opc__text_str(&t, opc__err_text(code));
+    if (more != NULL && more[0] != 0) {
+        opc__text_str(&t, ": ");
+        opc__text_str(&t, more);
+    }
+    if (os_code != 0) {
+        opc__text_str(&t, " (os error ");
+        opc__text_i64(&t, os_code);
+        opc__text_str(&t, ")");
+    }
+    return code;
+}
+
+/* The same for a text file: "line 3: more". */
+OPC__FN opcomms_err opc__err_line(opcomms_error *err, opcomms_err code, uint32_t line,
+                                  const char *more) {
+    opc__text t;
+    char buf[160];
+    opc__text_init(&t, buf, sizeof buf);
+    opc__text_str(&t, "line ");
+    opc__text_u64(&t, line);
+    opc__text_str(&t, ": ");
+    opc__text_str(&t, more);
+    (void)opc__err_set(err, code, 0, buf);
+    if (err != NULL) err->line = line;
+    return code;
+}
+
+/* >>mem ==== L0 ==== the caller's allocator, counted against a limit; wiping */
+
+typedef struct opc__mem {
+    void *(*alloc)(void *user, size_t bytes);
+    void (*release)(void *user, void *p, size_t bytes);
+    void *user;
+    size_t used;
+    size_t limit; /* 0: none */
+} opc__mem;
+
+/* NULL when the limit or the memory is exhausted. The bytes are zero. */
+OPC__FN void *opc__mem_alloc(opc__mem *m, size_t bytes) {
+    void *p;
+    OPCOMMS_ASSERT(bytes > 0);
+    OPCOMMS_ASSERT(m->alloc != NULL);
+    if (m->limit != 0 && (m->used > m->limit || bytes > m->limit - m->used)) return NULL;
+    p = m->alloc(m->user, bytes);
+    if (p == NULL) return NULL;
+    memset(p, 0, bytes);
+    m->used += bytes;
+    return p;
+}
+
+OPC__FN void *opc__mem_array(opc__mem *m, size_t count, size_t bytes) {
+    if (count == 0 || bytes == 0 || count > SIZE_MAX / bytes) return NULL;
+    return opc__mem_alloc(m, count * bytes);
+}
+
+OPC__FN void opc__mem_free(opc__mem *m, void *p, size_t bytes) {
+    if (p == NULL) return;
+    OPCOMMS_ASSERT(m->used >= bytes);
+    m->used -= bytes;
+    m->release(m->user, p, bytes);
+}
+
+/* Survives the optimiser: the writes are volatile. */
+OPC__FN void opc__mem_wipe(void *p, size_t bytes) {
+    volatile uint8_t *v = (volatile uint8_t *)p;
+    while (bytes-- > 0) *v++ = 0;
+}
+
+OPC__FN void opc__mem_free_wiped(opc__mem *m, void *p, size_t bytes) {
+    if (p == NULL) return;
+    opc__mem_wipe(p, bytes);
+    opc__mem_free(m, p, bytes);
+}
+
+/* >>buf ==== L0 ==== integers byte by byte, bounded cursors */
+
+OPC__FN uint32_t opc__buf_be16(const uint8_t *p) { return ((uint32_t)p[0] << 8) | p[1]; }
+OPC__FN uint32_t opc__buf_be32(const uint8_t *p) {
+    return ((uint32_t)p[0] << 24) | ((uint32_t)p[1] << 16) | ((uint32_t)p[2] << 8) | p[3];
+}
+OPC__FN uint64_t opc__buf_be64(const uint8_t *p) {
+    return ((uint64_t)opc__buf_be32(p) << 32) | opc__buf_be32(p + 4);
+}
+OPC__FN void opc__buf_put16(uint8_t *p, uint32_t v) {
+    p[0] = (uint8_t)(v >> 8);
+    p[1] = (uint8_t)v;
+}
+OPC__FN void opc__buf_put32(uint8_t *p, uint32_t v) {
+    p[0] = (uint8_t)(v >> 24);
+    p[1] = (uint8_t)(v >> 16);
+    p[2] = (uint8_t)(v >> 8);
+    p[3] = (uint8_t)v;
+}
+OPC__FN void opc__buf_put64(uint8_t *p, uint64_t v) {
+    opc__buf_put32(p, (uint32_t)(v >> 32));
+    opc__buf_put32(p + 4, (uint32_t)v);
+}
+
+/* Reads consume or set `bad` and answer zero; `bad` stays. */
+typedef struct opc__rd {
+    const uint8_t *p;
+    const uint8_t *end;
+    int bad;
+} opc__rd;
+
+OPC__FN void opc__rd_init(opc__rd *r, const void *p, size_t n) {
+    r->p = (const uint8_t *)p;
+    r->end = r->p + n;
+    r->bad = 0;
+}
+OPC__FN size_t opc__rd_left(const opc__rd *r) { return (size_t)(r->end - r->p); }
+OPC__FN const uint8_t *opc__rd_bytes(opc__rd *r, size_t n) {
+    const uint8_t *p = r->p;
+    if (r->bad || n > opc__rd_left(r)) {
+        r->bad = 1;
+        return NULL;
+    }
+    r->p += n;
+    return p;
+}
+OPC__FN uint32_t opc__rd_u8(opc__rd *r) {
+    const uint8_t *p = opc__rd_bytes(r, 1);
+    return p ? p[0] : 0;
+}
+OPC__FN uint32_t opc__rd_u16(opc__rd *r) {
+    const uint8_t *p = opc__rd_bytes(r, 2);
+    return p ? opc__buf_be16(p) : 0;
+}
+OPC__FN uint32_t opc__rd_u32(opc__rd *r) {
+    const uint8_t *p = opc__rd_bytes(r, 4);
+    return p ? opc__buf_be32(p) : 0;
+}
+OPC__FN uint64_t opc__rd_u64(opc__rd *r) {
+    const uint8_t *p = opc__rd_bytes(r, 8);
+    return p ? opc__buf_be64(p) : 0;
+}
+
+/* Writes append or set `full` and write nothing more. */
+typedef struct opc__wr {
+    uint8_t *base;
+    uint8_t *p;
+    uint8_t *end;
+    int full;
+} opc__wr;
+
+OPC__FN void opc__wr_init(opc__wr *w, void *p, size_t cap) {
+    w->base = (uint8_t *)p;
+    w->p = w->base;
+    w->end = w->base + cap;
+    w->full = 0;
+}
+OPC__FN size_t opc__wr_len(const opc__wr *w) { return (size_t)(w->p - w->base); }
+OPC__FN size_t opc__wr_room(const opc__wr *w) { return w->full ? 0 : (size_t)(w->end - w->p); }
+OPC__FN void opc__wr_bytes(opc__wr *w, const void *s, size_t n) {
+    if (n > opc__wr_room(w)) {
+        w->full = 1;
+        return;
+    }
+    if (n > 0) memcpy(w->p, s, n);
+    w->p += n;
+}
+OPC__FN void opc__wr_u8(opc__wr *w, uint32_t v) {
+    uint8_t b = (uint8_t)v;
+    opc__wr_bytes(w, &b, 1);
+}
+OPC__FN void opc__wr_u16(opc__wr *w, uint32_t v) {
+    uint8_t b[2];
+    opc__buf_put16(b, v);
+    opc__wr_bytes(w, b, 2);
+}
+OPC__FN void opc__wr_u32(opc__wr *w, uint32_t v) {
+    uint8_t b[4];
+    opc__buf_put32(b, v);
+    opc__wr_bytes(w, b, 4);
+}
+OPC__FN void opc__wr_u64(opc__wr *w, uint64_t v) {
+    uint8_t b[8];
+    opc__buf_put64(b, v);
+    opc__wr_bytes(w, b, 8);
+}
+
+/* >>crc ==== L0 ==== CRC-32C (RFC 3720 B.4), by hardware where there is one */
+
+OPC__FN uint32_t opc__crc_soft(uint32_t crc, const uint8_t *p, size_t n) {
+    static const uint32_t table[256] = {
+    0x00000000u, 0xf26b8303u, 0xe13b70f7u, 0x1350f3f4u, 0xc79a971fu, 0x35f1141cu, 0x26a1e7e8u,
+    0xd4ca64ebu, 0x8ad958cfu, 0x78b2dbccu, 0x6be22838u, 0x9989ab3bu, 0x4d43cfd0u, 0xbf284cd3u,
+    0xac78bf27u, 0x5e133c24u, 0x105ec76fu, 0xe235446cu, 0xf165b798u, 0x030e349bu, 0xd7c45070u,
+    0x25afd373u, 0x36ff2087u, 0xc494a384u, 0x9a879fa0u, 0x68ec1ca3u, 0x7bbcef57u, 0x89d76c54u,
+    0x5d1d08bfu, 0xaf768bbcu, 0xbc267848u, 0x4e4dfb4bu, 0x20bd8edeu, 0xd2d60dddu, 0xc186fe29u,
+    0x33ed7d2au, 0xe72719c1u, 0x154c9ac2u, 0x061c6936u, 0xf477ea35u, 0xaa64d611u, 0x580f5512u,
+    0x4b5fa6e6u, 0xb93425e5u, 0x6dfe410eu, 0x9f95c20du, 0x8cc531f9u, 0x7eaeb2fau, 0x30e349b1u,
+    0xc288cab2u, 0xd1d83946u, 0x23b3ba45u, 0xf779deaeu, 0x05125dadu, 0x1642ae59u, 0xe4292d5au,
+    0xba3a117eu, 0x4851927du, 0x5b016189u, 0xa96ae28au, 0x7da08661u, 0x8fcb0562u, 0x9c9bf696u,
+    0x6ef07595u, 0x417b1dbcu, 0xb3109ebfu, 0xa0406d4bu, 0x522bee48u, 0x86e18aa3u, 0x748a09a0u,
+    0x67dafa54u, 0x95b17957u, 0xcba24573u, 0x39c9c670u, 0x2a993584u, 0xd8f2b687u, 0x0c38d26cu,
+    0xfe53516fu, 0xed03a29bu, 0x1f682198u, 0x5125dad3u, 0xa34e59d0u, 0xb01eaa24u, 0x42752927u,
+    0x96bf4dccu, 0x64d4cecfu, 0x77843d3bu, 0x85efbe38u, 0xdbfc821cu, 0x2997011fu, 0x3ac7f2ebu,
+    0xc8ac71e8u, 0x1c661503u, 0xee0d9600u, 0xfd5d65f4u, 0x0f36e6f7u, 0x61c69362u, 0x93ad1061u,
+    0x80fde395u, 0x72966096u, 0xa65c047du, 0x5437877eu, 0x4767748au, 0xb50cf789u, 0xeb1fcbadu,
+    0x197448aeu, 0x0a24bb5au, 0xf84f3859u, 0x2c855cb2u, 0xdeeedfb1u, 0xcdbe2c45u, 0x3fd5af46u,
+    0x7198540du, 0x83f3d70eu, 0x90a324fau, 0x62c8a7f9u, 0xb602c312u, 0x44694011u, 0x5739b3e5u,
+    0xa55230e6u, 0xfb410cc2u, 0x092a8fc1u, 0x1a7a7c35u, 0xe811ff36u, 0x3cdb9bddu, 0xceb018deu,
+    0xdde0eb2au, 0x2f8b6829u, 0x82f63b78u, 0x709db87bu, 0x63cd4b8fu, 0x91a6c88cu, 0x456cac67u,
+    0xb7072f64u, 0xa457dc90u, 0x563c5f93u, 0x082f63b7u, 0xfa44e0b4u, 0xe9141340u, 0x1b7f9043u,
+    0xcfb5f4a8u, 0x3dde77abu, 0x2e8e845fu, 0xdce5075cu, 0x92a8fc17u, 0x60c37f14u, 0x73938ce0u,
+    0x81f80fe3u, 0x55326b08u, 0xa759e80bu, 0xb4091bffu, 0x466298fcu, 0x1871a4d8u, 0xea1a27dbu,
+    0xf94ad42fu, 0x0b21572cu, 0xdfeb33c7u, 0x2d80b0c4u, 0x3ed04330u, 0xccbbc033u, 0xa24bb5a6u,
+    0x502036a5u, 0x4370c551u, 0xb11b4652u, 0x65d122b9u, 0x97baa1bau, 0x84ea524eu, 0x7681d14du,
+    0x2892ed69u, 0xdaf96e6au, 0xc9a99d9eu, 0x3bc21e9du, 0xef087a76u, 0x1d63f975u, 0x0e330a81u,
+    0xfc588982u, 0xb21572c9u, 0x407ef1cau, 0x532e023eu, 0xa145813du, 0x758fe5d6u, 0x87e466d5u,
+    0x94b49521u, 0x66df1622u, 0x38cc2a06u, 0xcaa7a905u, 0xd9f75af1u, 0x2b9cd9f2u, 0xff56bd19u,
+    0x0d3d3e1au, 0x1e6dcdeeu, 0xec064eedu, 0xc38d26c4u, 0x31e6a5c7u, 0x22b65633u, 0xd0ddd530u,
+    0x0417b1dbu, 0xf67c32d8u, 0xe52cc12cu, 0x1747422fu, 0x49547e0bu, 0xbb3ffd08u, 0xa86f0efcu,
+    0x5a048dffu, 0x8ecee914u, 0x7ca56a17u, 0x6ff599e3u, 0x9d9e1ae0u, 0xd3d3e1abu, 0x21b862a8u,
+    0x32e8915cu, 0xc083125fu, 0x144976b4u, 0xe622f5b7u, 0xf5720643u, 0x07198540u, 0x590ab964u,
+    0xab613a67u, 0xb831c993u, 0x4a5a4a90u, 0x9e902e7bu, 0x6cfbad78u, 0x7fab5e8cu, 0x8dc0dd8fu,
+    0xe330a81au, 0x115b2b19u, 0x020bd8edu, 0xf0605beeu, 0x24aa3f05u, 0xd6c1bc06u, 0xc5914ff2u,
+    0x37faccf1u, 0x69e9f0d5u, 0x9b8273d6u, 0x88d28022u, 0x7ab90321u, 0xae7367cau, 0x5c18e4c9u,
+    0x4f48173du, 0xbd23943eu, 0xf36e6f75u, 0x0105ec76u, 0x12551f82u, 0xe03e9c81u, 0x34f4f86au,
+    0xc69f7b69u, 0xd5cf889du, 0x27a40b9eu, 0x79b737bau, 0x8bdcb4b9u, 0x988c474du, 0x6ae7c44eu,
+    0xbe2da0a5u, 0x4c4623a6u, 0x5f16d052u, 0xad7d5351u,
+    };
+    while (n-- > 0) crc = (crc >> 8) ^ table[(crc ^ *p++) & 0xffu];
+    return crc;
+}
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(OPCOMMS_NO_CRC_HARDWARE)
+#define OPC__CRC_X86 1
+__attribute__((target("sse4.2"))) OPC__FN uint32_t opc__crc_x86(uint32_t crc, const uint8_t *p,
+                                                                size_t n) {
+    uint64_t c = crc;
+    while (n >= 8) {
+        uint64_t v;
+        memcpy(&v, p, 8);
+        c = __builtin_ia32_crc32di(c, v);
+        p += 8;
+        n -= 8;
+    }
+    crc = (uint32_t)c;
+    while (n-- > 0) crc = __builtin_ia32_crc32qi(crc, *p++);
+    return crc;
+}
+#endif
+
+/* Continues from `seed` (0 for a plain CRC): crc(crc(0, a), b) is the CRC of a followed by b. */
+OPC__FN uint32_t opc__crc32c(uint32_t seed, const void *p, size_t n) {
+#if defined(OPC__CRC_X86)
+    if (__builtin_cpu_supports("sse4.2")) return ~opc__crc_x86(~seed, (const uint8_t *)p, n);
+#endif
+    return ~opc__crc_soft(~seed, (const uint8_t *)p, n);
+}
+
+/* >>posix ==== L1 ==== the platform on POSIX: the only code that calls the operating system */
+
+#if !defined(OPCOMMS_NO_POSIX)
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdio.h> /* renameat is declared there; nothing of stdio is used */
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <time.h>
+#include <unistd.h>
+#if defined(__linux__) && !defined(OPCOMMS_NO_LINUX)
+#include <sys/random.h>
+#endif
+
+#ifndef CLOCK_MONOTONIC
+#error "opcomms.h: a system header came before it and hid POSIX. Include opcomms.h first in the file that defines OPCOMMS_IMPLEMENTATION, or compile with -D_POSIX_C_SOURCE=200809L."
+#endif
+
+OPC__FN opcomms_err opc__posix_fail(int *os_code) {
+    *os_code = errno;
+    switch (errno) {
+    case ENOENT: return OPCOMMS_E_NOT_FOUND;
+    case EEXIST:
+    case EADDRINUSE: return OPCOMMS_E_IN_USE;
+    case ENOMEM: return OPCOMMS_E_NOMEM;
+    default: return OPCOMMS_E_IO;
+    }
+}
+
+OPC__FN uint64_t opc__posix_now_us(void *user) {
+    struct timespec t;
+    (void)user;
+    if (clock_gettime(CLOCK_MONOTONIC, &t) != 0) return 0; /* cannot fail for this clock */
+    return (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000u;
+}
+
+OPC__FN int64_t opc__posix_wall_s(void *user) {
+    struct timespec t;
+    (void)user;
+    if (clock_gettime(CLOCK_REALTIME, &t) != 0) return 0;
+    return (int64_t)t.tv_sec;
+}
+
+OPC__FN opcomms_err opc__posix_random(void *user, void *out, size_t len) {
+    uint8_t *p = (uint8_t *)out;
+    (void)user;
+#if defined(__linux__) && !defined(OPCOMMS_NO_LINUX)
+    while (len > 0) {
+        ssize_t n = getrandom(p, len > 256 ? 256 : len, 0);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) break;
+        p += n;
+        len -= (size_t)n;
+    }
+    if (len == 0) return OPCOMMS_OK;
+#endif
+    {
+        int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+        if (fd < 0) return OPCOMMS_E_RANDOM;
+        while (len > 0) {
+            ssize_t n = read(fd, p, len);
+            if (n < 0 && errno == EINTR) continue;
+            if (n <= 0) break;
+            p += n;
+            len -= (size_t)n;
+        }
+        (void)close(fd); /* read only: nothing to lose */
+    }
+    return len == 0 ? OPCOMMS_OK : OPCOMMS_E_RANDOM;
+}
+
+OPC__FN opcomms_err opc__posix_dir_open(void *user, const char *path, intptr_t *dir, int *os_code) {
+    int fd;
+    (void)user;
+    fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return opc__posix_fail(os_code);
+    *dir = fd;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__posix_sync_fd(intptr_t fd, int data_only, int *os_code) {
+    int r;
+#if defined(__APPLE__) && defined(F_FULLFSYNC)
+    (void)data_only;
+    r = fcntl((int)fd, F_FULLFSYNC);
+    if (r != 0) r = fsync((int)fd);
+#elif defined(_POSIX_SYNCHRONIZED_IO) && _POSIX_SYNCHRONIZED_IO > 0
+    r = data_only ? fdatasync((int)fd) : fsync((int)fd);
+#else
+    (void)data_only;
+    r = fsync((int)fd);
+#endif
+    return r == 0 ? OPCOMMS_OK : opc__posix_fail(os_code); /* never retried: see >>log */
+}
+
+OPC__FN opcomms_err opc__posix_dir_sync(void *user, intptr_t dir, int *os_code) {
+    (void)user;
+    return opc__posix_sync_fd(dir, 0, os_code);
+}
+
+OPC__FN opcomms_err opc__posix_file_sync(void *user, intptr_t file, int *os_code) {
+    (void)user;
+    return opc__posix_sync_fd(file, 1, os_code);
+}
+
+OPC__FN void opc__posix_close(void *user, intptr_t fd) {
+    (void)user;
+    (void)close((int)fd); /* files are synced before; a socket's close has nothing to report */
+}
+
+OPC__FN opcomms_err opc__posix_file_open(void *user, intptr_t dir, const char *name, uint32_t mode,
+                                         intptr_t *file, int *os_code) {
+    int flags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
+    int fd;
+    (void)user;
+    flags |= (mode & OPCOMMS_FILE_WRITE) ? O_RDWR : O_RDONLY;
+    if (mode & OPCOMMS_FILE_CREATE) flags |= O_CREAT;
+    if (mode & OPCOMMS_FILE_EXCLUSIVE) flags |= O_EXCL;
+    if (mode & OPCOMMS_FILE_PRIVATE) flags |= O_NOFOLLOW;
+    do {
+        fd = openat((int)dir, name, flags, S_IRUSR | S_IWUSR);
+    } while (fd < 0 && errno == EINTR);
+    if (fd < 0) return opc__posix_fail(os_code);
+    {
+        struct stat st;
+        int ok = fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
+        if (ok && (mode & OPCOMMS_FILE_PRIVATE)) ok = st.st_uid == geteuid();
+        if (!ok) {
+            (void)close(fd);
+            *os_code = EPERM;
+            return OPCOMMS_E_IO;
+        }
+    }
+    *file = fd;
+    return OPCOMMS_OK;
+}
+
+/* A whole-file write lock of the fcntl family. Linux has one that belongs to the open file, so two
+   peers of one process exclude each other too; elsewhere it belongs to the process. */
+OPC__FN opcomms_err opc__posix_file_lock(void *user, intptr_t file, int *os_code) {
+    struct flock lock;
+    int r;
+    (void)user;
+    memset(&lock, 0, sizeof lock);
+    lock.l_type = F_WRLCK;
+    lock.l_whence = SEEK_SET;
+#if defined(F_OFD_SETLK)
+    r = fcntl((int)file, F_OFD_SETLK, &lock);
+#else
+    r = fcntl((int)file, F_SETLK, &lock);
+#endif
+    if (r == 0) return OPCOMMS_OK;
+    if (errno == EACCES || errno == EAGAIN) {
+        *os_code = errno;
+        return OPCOMMS_E_IN_USE;
+    }
+    return opc__posix_fail(os_code);
+}
+
+OPC__FN opcomms_err opc__posix_file_size(void *user, intptr_t file, uint64_t *bytes, int *os_code) {
+    struct stat st;
+    (void)user;
+    if (fstat((int)file, &st) != 0) return opc__posix_fail(os_code);
+    *bytes = (uint64_t)st.st_size;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__posix_file_read(void *user, intptr_t file, uint64_t offset, void *buf,
+                                         size_t len, size_t *got, int *os_code) {
+    ssize_t n;
+    (void)user;
+    do {
+        n = pread((int)file, buf, len, (off_t)offset);
+    } while (n < 0 && errno == EINTR);
+    if (n < 0) return opc__posix_fail(os_code);
+    *got = (size_t)n;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__posix_file_write(void *user, intptr_t file, uint64_t offset,
+                                          const void *buf, size_t len, size_t *put, int *os_code) {
+    ssize_t n;
+    (void)user;
+    do {
+        n = pwrite((int)file, buf, len, (off_t)offset);
+    } while (n < 0 && errno == EINTR);
+    if (n < 0) return opc__posix_fail(os_code);
+    *put = (size_t)n;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__posix_file_truncate(void *user, intptr_t file, uint64_t bytes,
+                                             int *os_code) {
+    int r;
+    (void)user;
+    do {
+        r = ftruncate((int)file, (off_t)bytes);
+    } while (r != 0 && errno == EINTR);
+    return r == 0 ? OPCOMMS_OK : opc__posix_fail(os_code);
+}
+
+OPC__FN opcomms_err opc__posix_file_rename(void *user, intptr_t dir, const char *from,
+                                           const char *to, int *os_code) {
+    (void)user;
+    if (renameat((int)dir, from, (int)dir, to) != 0) return opc__posix_fail(os_code);
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__posix_file_remove(void *user, intptr_t dir, const char *name,
+                                           int *os_code) {
+    (void)user;
+    if (unlinkat((int)dir, name, 0) != 0) return opc__posix_fail(os_code);
+    return OPCOMMS_OK;
+}
+
+/* ---- sockets ---- */
+
+typedef union opc__posix_addr {
+    struct sockaddr any;
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+    struct sockaddr_storage space;
+} opc__posix_addr;
+
+OPC__FN socklen_t opc__posix_addr_to(const opcomms_address *a, opc__posix_addr *s) {
+    memset(s, 0, sizeof *s);
+    if (a->family == 6) {
+        s->v6.sin6_family = AF_INET6;
+        s->v6.sin6_port = htons(a->port);
+        memcpy(&s->v6.sin6_addr, a->ip, 16);
+        return (socklen_t)sizeof s->v6;
+    }
+    s->v4.sin_family = AF_INET;
+    s->v4.sin_port = htons(a->port);
+    memcpy(&s->v4.sin_addr, a->ip, 4);
+    return (socklen_t)sizeof s->v4;
+}
+
+OPC__FN void opc__posix_addr_from(const opc__posix_addr *s, opcomms_address *a) {
+    memset(a, 0, sizeof *a);
+    if (s->any.sa_family == AF_INET6) {
+        a->family = 6;
+        a->port = ntohs(s->v6.sin6_port);
+        memcpy(a->ip, &s->v6.sin6_addr, 16);
+    } else if (s->any.sa_family == AF_INET) {
+        a->family = 4;
+        a->port = ntohs(s->v4.sin_port);
+        memcpy(a->ip, &s->v4.sin_addr, 4);
+    }
+}
+
+OPC__FN int opc__posix_prepare(int fd) {
+    int flags = fcntl(fd, F_GETFL);
+    int on = 1;
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0) return 0;
+    flags = fcntl(fd, F_GETFD);
+    if (flags < 0 || fcntl(fd, F_SETFD, flags | FD_CLOEXEC) != 0) return 0;
+    /* Best effort: a socket without these options still works. */
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, (socklen_t)sizeof on);
+#if defined(SO_NOSIGPIPE)
+    (void)setsockopt(fd, SOL_SOCKET, SO_NOSIGPIPE, &on, (socklen_t)sizeof on);
+#endif
+    return 1;
+}
+
+OPC__FN int opc__posix_socket(const opcomms_address *a) {
+    int family = a->family == 6 ? AF_INET6 : AF_INET;
+    int type = SOCK_STREAM;
+    int fd;
+#if defined(SOCK_CLOEXEC)
+    type |= SOCK_CLOEXEC;
+#endif
+    fd = socket(family, type, 0);
+    if (fd >= 0 && !opc__posix_prepare(fd)) {
+        (void)close(fd);
+        fd = -1;
+    }
+    return fd;
+}
+
+OPC__FN opcomms_err opc__posix_tcp_listen(void *user, const opcomms_address *address,
+                                          intptr_t *sock, opcomms_address *bound, int *os_code) {
+    opc__posix_addr s;
+    socklen_t len = opc__posix_addr_to(address, &s);
+    opcomms_err rc;
+    int on = 1;
+    int fd = opc__posix_socket(address);
+    (void)user;
+    if (fd < 0) return opc__posix_fail(os_code);
+    if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, (socklen_t)sizeof on) != 0 ||
+        bind(fd, &s.any, len) != 0 || listen(fd, 128) != 0) {
+        goto fail;
+    }
+    len = (socklen_t)sizeof s;
+    if (getsockname(fd, &s.any, &len) != 0) goto fail;
+    opc__posix_addr_from(&s, bound);
+    *sock = fd;
+    return OPCOMMS_OK;
+fail:
+    rc = opc__posix_fail(os_code);
+    (void)close(fd);
+    return rc;
+}
+
+OPC__FN opcomms_err opc__posix_tcp_accept(void *user, intptr_t listener, intptr_t *sock,
+                                          opcomms_address *peer, int *os_code) {
+    opc__posix_addr s;
+    socklen_t len = (socklen_t)sizeof s;
+    int fd;
+    (void)user;
+    memset(&s, 0, sizeof s);
+    do {
+#if defined(__linux__) && !defined(OPCOMMS_NO_LINUX)
+        fd = accept4((int)listener, &s.any, &len, SOCK_CLOEXEC | SOCK_NONBLOCK);
+#else
+        fd = accept((int)listener, &s.any, &len);
+#endif
+    } while (fd < 0 && (errno == EINTR || errno == ECONNABORTED));
+    if (fd < 0) {
+        if (errno == EAGAIN || errno == EWOULDBLOCK) return OPCOMMS_E_AGAIN;
+        return opc__posix_fail(os_code);
+    }
+    if (!opc__posix_prepare(fd)) {
+        opcomms_err rc = opc__posix_fail(os_code);
+        (void)close(fd);
+        return rc;
+    }
+    opc__posix_addr_from(&s, peer);
+    *sock = fd;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__posix_tcp_connect(void *user, const opcomms_address *address,
+                                           intptr_t *sock, int *os_code) {
+    opc__posix_addr s;
+    socklen_t len = opc__posix_addr_to(address, &s);
+    int fd = opc__posix_socket(address);
+    (void)user;
+    if (fd < 0) return opc__posix_fail(os_code);
+    /* EINTR leaves the connection under way, as EINPROGRESS does. */
+    if (connect(fd, &s.any, len) != 0 && errno != EINPROGRESS && errno != EINTR) {
+        *os_code = errno;
+        (void)close(fd);
+        return OPCOMMS_E_CONNECT;
+    }
+    *sock = fd;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__posix_tcp_connected(void *user, intptr_t sock, int *os_code) {
+    int code = 0;
+    socklen_t len = (socklen_t)sizeof code;
+    (void)user;
+    if (getsockopt((int)sock, SOL_SOCKET, SO_ERROR, &code, &len) != 0) return opc__posix_fail(os_code);
+    if (code == 0) return OPCOMMS_OK;
+    *os_code = code;
+    return OPCOMMS_E_CONNECT;
+}
+
+OPC__FN opcomms_err opc__posix_sock_result(ssize_t n, size_t *out, int *os_code) {
+    if (n >= 0) {
+        *out = (size_t)n;
+        return OPCOMMS_OK;
+    }
+    if (errno == EAGAIN || errno == EWOULDBLOCK) return OPCOMMS_E_AGAIN;
+    *os_code = errno;
+    return OPCOMMS_E_CLOSED;
+}
+
+OPC__FN opcomms_err opc__posix_sock_recv(void *user, intptr_t sock, void *buf, size_t len,
+                                         size_t *got, int *os_code) {
+    ssize_t n;
+    (void)user;
+    do {
+        n = recv((int)sock, buf, len, 0);
+    } while (n < 0 && errno == EINTR);
+    return opc__posix_sock_result(n, got, os_code);
+}
+
+OPC__FN opcomms_err opc__posix_sock_send(void *user, intptr_t sock, const void *buf, size_t len,
+                                         size_t *put, int *os_code) {
+    ssize_t n;
+    (void)user;
+    do {
+#if defined(MSG_NOSIGNAL)
+        n = send((int)sock, buf, len, MSG_NOSIGNAL);
+#else
+        n = send((int)sock, buf, len, 0);
+#endif
+    } while (n < 0 && errno == EINTR);
+    return opc__posix_sock_result(n, put, os_code);
+}
+
+OPC__FN void opc__posix_sock_shutdown(void *user, intptr_t sock, int both) {
+    (void)user;
+    (void)shutdown((int)sock, both ? SHUT_RDWR : SHUT_WR); /* fails only when already gone */
+}
+
+#ifndef OPC__POSIX_POLL_MAX
+#define OPC__POSIX_POLL_MAX 1088 /* connections of a peer and its own two handles */
+#endif
+
+OPC__FN opcomms_err opc__posix_wait(void *user, opcomms_pollfd *fds, size_t count,
+                                    int32_t timeout_ms, int *os_code) {
+    struct pollfd p[OPC__POSIX_POLL_MAX];
+    size_t i;
+    int r;
+    (void)user;
+    if (count > OPC__POSIX_POLL_MAX) return OPCOMMS_E_LIMIT;
+    for (i = 0; i < count; i++) {
+        p[i].fd = (int)fds[i].handle;
+        p[i].events = (short)(((fds[i].events & OPCOMMS_POLL_IN) ? POLLIN : 0) |
+                              ((fds[i].events & OPCOMMS_POLL_OUT) ? POLLOUT : 0));
+        p[i].revents = 0;
+        fds[i].revents = 0;
+    }
+    r = poll(p, (nfds_t)count, timeout_ms);
+    if (r < 0 && errno != EINTR) return opc__posix_fail(os_code);
+    for (i = 0; r > 0 && i < count; i++) {
+        unsigned ev = 0;
+        if (p[i].revents & POLLIN) ev |= OPCOMMS_POLL_IN;
+        if (p[i].revents & POLLOUT) ev |= OPCOMMS_POLL_OUT;
+        if (p[i].revents & (POLLERR | POLLHUP | POLLNVAL)) ev |= OPCOMMS_POLL_ERR;
+        fds[i].revents = (uint16_t)ev;
+    }
+    return OPCOMMS_OK; /* EINTR counts as a wait that ended early */
+}
+
+OPC__FN opcomms_err opc__posix_wake_open(void *user, intptr_t wake[2], int *os_code) {
+    int fds[2];
+    (void)user;
+    if (pipe(fds) != 0) return opc__posix_fail(os_code);
+    if (fcntl(fds[0], F_SETFD, FD_CLOEXEC) != 0 || fcntl(fds[1], F_SETFD, FD_CLOEXEC) != 0 ||
+        fcntl(fds[0], F_SETFL, O_NONBLOCK) != 0 || fcntl(fds[1], F_SETFL, O_NONBLOCK) != 0) {
+        opcomms_err rc = opc__posix_fail(os_code);
+        (void)close(fds[0]);
+        (void)close(fds[1]);
+        return rc;
+    }
+    wake[0] = fds[0];
+    wake[1] = fds[1];
+    return OPCOMMS_OK;
+}
+
+OPC__FN void opc__posix_wake_signal(void *user, intptr_t wake[2]) {
+    ssize_t n;
+    (void)user;
+    do {
+        n = write((int)wake[1], "w", 1);
+    } while (n < 0 && errno == EINTR); /* a full pipe wakes just as well */
+}
+
+OPC__FN void opc__posix_wake_drain(void *user, intptr_t wake[2]) {
+    char sink[64];
+    ssize_t n;
+    (void)user;
+    do {
+        n = read((int)wake[0], sink, sizeof sink);
+    } while (n == (ssize_t)sizeof sink || (n < 0 && errno == EINTR));
+}
+
+OPC__FN void opc__posix_wake_close(void *user, intptr_t wake[2]) {
+    (void)user;
+    (void)close((int)wake[0]);
+    (void)close((int)wake[1]);
+}
+
+#endif /* OPCOMMS_NO_POSIX */
+
+OPC__FN const opcomms_platform *opc__posix_platform(void) {
+#if !defined(OPCOMMS_NO_POSIX)
+    static const opcomms_platform posix = {
+        (uint32_t)sizeof(opcomms_platform), 0, NULL,
+        opc__posix_now_us, opc__posix_wall_s, opc__posix_random,
+        opc__posix_dir_open, opc__posix_dir_sync, opc__posix_close,
+        opc__posix_file_open, opc__posix_file_lock, opc__posix_file_size, opc__posix_file_read,
+        opc__posix_file_write, opc__posix_file_truncate, opc__posix_file_sync, opc__posix_close,
+        opc__posix_file_rename, opc__posix_file_remove,
+        opc__posix_tcp_listen, opc__posix_tcp_accept, opc__posix_tcp_connect,
+        opc__posix_tcp_connected, opc__posix_sock_recv, opc__posix_sock_send,
+        opc__posix_sock_shutdown, opc__posix_close,
+        opc__posix_wait, opc__posix_wake_open, opc__posix_wake_signal, opc__posix_wake_drain,
+        opc__posix_wake_close,
+    };
+    return &posix;
+#else
+    return NULL;
+#endif
+}
+
+/* >>plat ==== L1 ==== what every platform user shares: default, paths, whole files */
+
+/* The built-in platform; NULL when OPCOMMS_NO_POSIX left it out. */
+OPC__FN const opcomms_platform *opc__plat_default(void) { return opc__posix_platform(); }
+
+/* "a/b/c" into directory "a/b" and name "c"; "c" into "." and "c". E_INVAL: no name, too long. */
+OPC__FN opcomms_err opc__plat_split(const char *path, char *dir, size_t dir_cap,
+                                    const char **name) {
+    size_t len = strlen(path), cut = len;
+    while (cut > 0 && path[cut - 1] != '/') cut--;
+    if (cut == len) return OPCOMMS_E_INVAL;
+    if (cut == 0) {
+        if (dir_cap < 2) return OPCOMMS_E_INVAL;
+        memcpy(dir, ".", 2);
+    } else {
+        size_t keep = cut > 1 ? cut - 1 : 1; /* the root stays "/" */
+        if (keep >= dir_cap) return OPCOMMS_E_INVAL;
+        memcpy(dir, path, keep);
+        dir[keep] = 0;
+    }
+    *name = path + cut;
+    return OPCOMMS_OK;
+}
+
+#define OPC__PATH_MAX 1024u
+
+/* Opens path relative to its directory, which stays open in *dir. */
+OPC__FN opcomms_err opc__plat_open(const opcomms_platform *plat, const char *path, uint32_t mode,
+                                   intptr_t *dir, intptr_t *file, opcomms_error *err) {
+    char dir_path[OPC__PATH_MAX];
+    const char *name = NULL;
+    opcomms_err rc;
+    int os = 0;
+    if (opc__plat_split(path, dir_path, sizeof dir_path, &name) != OPCOMMS_OK) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "not a usable path");
+    }
+    rc = plat->dir_open(plat->user, dir_path, dir, &os);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, os, dir_path);
+    rc = plat->file_open(plat->user, *dir, name, mode, file, &os);
+    if (rc != OPCOMMS_OK) {
+        plat->dir_close(plat->user, *dir);
+        return opc__err_set(err, rc, os, path);
+    }
+    return OPCOMMS_OK;
+}
+
+/* The whole file into memory from `mem`, with one NUL added behind it. The caller frees
+   *buf with opc__mem_free(mem, *buf, *len + 1). OPCOMMS_E_LIMIT when it is larger than max. */
+OPC__FN opcomms_err opc__plat_read_file(const opcomms_platform *plat, opc__mem *mem,
+                                        const char *path, size_t max, char **buf, size_t *len,
+                                        opcomms_error *err) {
+    intptr_t dir = OPCOMMS_NO_HANDLE, file = OPCOMMS_NO_HANDLE;
+    uint64_t size = 0;
+    size_t have = 0;
+    char *p = NULL;
+    int os = 0;
+    opcomms_err rc = opc__plat_open(plat, path, 0, &dir, &file, err);
+    if (rc != OPCOMMS_OK) return rc;
+    rc = plat->file_size(plat->user, file, &size, &os);
+    if (rc != OPCOMMS_OK) {
+        (void)opc__err_set(err, rc, os, path);
+        goto done;
+    }
+    if (size > max) {
+        rc = opc__err_set(err, OPCOMMS_E_LIMIT, 0, "file too large");
+        goto done;
+    }
+    p = (char *)opc__mem_alloc(mem, (size_t)size + 1);
+    if (p == NULL) {
+        rc = opc__err_set(err, OPCOMMS_E_NOMEM, 0, path);
+        goto done;
+    }
+    while (have < (size_t)size) {
+        size_t got = 0;
+        rc = plat->file_read(plat->user, file, have, p + have, (size_t)size - have, &got, &os);
+        if (rc == OPCOMMS_OK && got == 0) rc = OPCOMMS_E_IO; /* shrank while it was read */
+        if (rc != OPCOMMS_OK) {
+            (void)opc__err_set(err, rc, os, path);
+            goto done;
+        }
+        have += got;
+    }
+    *buf = p;
+    *len = have;
+done:
+    if (rc != OPCOMMS_OK) opc__mem_free_wiped(mem, p, (size_t)size + 1);
+    plat->file_close(plat->user, file);
+    plat->dir_close(plat->user, dir);
+    return rc;
+}
+
+OPC__FN opcomms_err opc__plat_write_all(const opcomms_platform *plat, intptr_t file,
+                                        uint64_t offset, const void *data, size_t len,
+                                        int *os_code) {
+    const uint8_t *p = (const uint8_t *)data;
+    while (len > 0) {
+        size_t put = 0;
+        opcomms_err rc = plat->file_write(plat->user, file, offset, p, len, &put, os_code);
+        if (rc != OPCOMMS_OK) return rc;
+        if (put == 0 || put > len) return OPCOMMS_E_IO;
+        p += put;
+        offset += put;
+        len -= put;
+    }
+    return OPCOMMS_OK;
+}
+
+/* A new file of mode 0600, synced with its directory; OPCOMMS_E_IN_USE when it exists. */
+OPC__FN opcomms_err opc__plat_write_file_new(const opcomms_platform *plat, const char *path,
+                                             const void *data, size_t len, opcomms_error *err) {
+    intptr_t dir = OPCOMMS_NO_HANDLE, file = OPCOMMS_NO_HANDLE;
+    int os = 0;
+    opcomms_err rc = opc__plat_open(plat, path,
+                                    OPCOMMS_FILE_WRITE | OPCOMMS_FILE_CREATE |
+                                        OPCOMMS_FILE_EXCLUSIVE | OPCOMMS_FILE_PRIVATE,
+                                    &dir, &file, err);
+    if (rc != OPCOMMS_OK) return rc;
+    rc = opc__plat_write_all(plat, file, 0, data, len, &os);
+    if (rc == OPCOMMS_OK) rc = plat->file_sync(plat->user, file, &os);
+    if (rc == OPCOMMS_OK) rc = plat->dir_sync(plat->user, dir, &os);
+    plat->file_close(plat->user, file);
+    if (rc != OPCOMMS_OK) {
+        char dir_path[OPC__PATH_MAX];
+        const char *name = NULL;
+        int ignored = 0;
+        if (opc__plat_split(path, dir_path, sizeof dir_path, &name) == OPCOMMS_OK) {
+            (void)plat->file_remove(plat->user, dir, name, &ignored); /* the first error counts */
+        }
+        (void)opc__err_set(err, rc, os, path);
+    }
+    plat->dir_close(plat->user, dir);
+    return rc;
+}
+
+/* Replaces path in one step: "path.tmp" written and synced, renamed, directory synced. A reader
+   sees the old content or the new. A stale "path.tmp" of a crash is removed first. */
+OPC__FN opcomms_err opc__plat_write_file_atomic(const opcomms_platform *plat, const char *path,
+                                                const void *data, size_t len, opcomms_error *err) {
+    char tmp[OPC__PATH_MAX], dir_path[OPC__PATH_MAX];
+    const char *name = NULL, *tmp_name = NULL;
+    intptr_t dir = OPCOMMS_NO_HANDLE;
+    opc__text t;
+    opcomms_err rc;
+    int os = 0;
+    opc__text_init(&t, tmp, sizeof tmp);
+    opc__text_str(&t, path);
+    opc__text_str(&t, ".tmp");
+    if (t.cut || opc__plat_split(path, dir_path, sizeof dir_path, &name) != OPCOMMS_OK) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "not a usable path");
+    }
+    rc = plat->dir_open(plat->user, dir_path, &dir, &os);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, os, dir_path);
+    tmp_name = tmp + (name - path);
+    (void)plat->file_remove(plat->user, dir, tmp_name, &os); /* usually absent */
+    rc = opc__plat_write_file_new(plat, tmp, data, len, err);
+    if (rc == OPCOMMS_OK) {
+        os = 0;
+        rc = plat->file_rename(plat->user, dir, tmp_name, name, &os);
+        if (rc == OPCOMMS_OK) rc = plat->dir_sync(plat->user, dir, &os);
+        if (rc != OPCOMMS_OK) (void)opc__err_set(err, rc, os, path);
+    }
+    plat->dir_close(plat->user, dir);
+    return rc;
+}
+
+/* >>thread ==== L1 ==== mutex, condition, thread; empty under OPCOMMS_NO_THREADS */
+
+#if !defined(OPCOMMS_NO_THREADS)
+#include <pthread.h>
+
+typedef struct opc__mutex {
+    pthread_mutex_t m;
+} opc__mutex;
+typedef struct opc__cond {
+    pthread_cond_t c;
+} opc__cond;
+typedef struct opc__thread {
+    pthread_t t;
+    int running;
+} opc__thread;
+
+OPC__FN int opc__mutex_init(opc__mutex *m) { return pthread_mutex_init(&m->m, NULL) == 0; }
+OPC__FN void opc__mutex_destroy(opc__mutex *m) { (void)pthread_mutex_destroy(&m->m); }
+OPC__FN void opc__mutex_lock(opc__mutex *m) {
+    int r = pthread_mutex_lock(&m->m);
+    OPCOMMS_ASSERT(r == 0);
+    (void)r;
+}
+OPC__FN void opc__mutex_unlock(opc__mutex *m) {
+    int r = pthread_mutex_unlock(&m->m);
+    OPCOMMS_ASSERT(r == 0);
+    (void)r;
+}
+
+OPC__FN int opc__cond_init(opc__cond *c) {
+    pthread_condattr_t a;
+    int ok;
+    if (pthread_condattr_init(&a) != 0) return 0;
+#if !defined(__APPLE__)
+    ok = pthread_condattr_setclock(&a, CLOCK_MONOTONIC) == 0 && pthread_cond_init(&c->c, &a) == 0;
+#else
+    ok = pthread_cond_init(&c->c, &a) == 0;
+#endif
+    (void)pthread_condattr_destroy(&a);
+    return ok;
+}
+OPC__FN void opc__cond_destroy(opc__cond *c) { (void)pthread_cond_destroy(&c->c); }
+OPC__FN void opc__cond_all(opc__cond *c) { (void)pthread_cond_broadcast(&c->c); }
+
+/* Waits until signalled or `us` microseconds have passed (UINT64_MAX: for ever); may wake early. */
+OPC__FN void opc__cond_wait(opc__cond *c, opc__mutex *m, uint64_t us) {
+    struct timespec t;
+    if (us == UINT64_MAX) {
+        (void)pthread_cond_wait(&c->c, &m->m);
+        return;
+    }
+    if (us > 1000000000u) us = 1000000000u; /* the caller loops on its own clock */
+#if !defined(__APPLE__)
+    if (clock_gettime(CLOCK_MONOTONIC, &t) != 0) return;
+#else
+    if (clock_gettime(CLOCK_REALTIME, &t) != 0) return;
+#endif
+    t.tv_sec += (time_t)(us / 1000000u);
+    t.tv_nsec += (long)(us % 1000000u) * 1000;
+    if (t.tv_nsec >= 1000000000) {
+        t.tv_nsec -= 1000000000;
+        t.tv_sec += 1;
+    }
+    (void)pthread_cond_timedwait(&c->c, &m->m, &t); /* a time-out is seen by the caller's clock */
+}
+
+OPC__FN int opc__thread_start(opc__thread *t, void *(*run)(void *), void *arg) {
+    t->running = pthread_create(&t->t, NULL, run, arg) == 0;
+    return t->running;
+}
+OPC__FN void opc__thread_join(opc__thread *t) {
+    if (t->running) (void)pthread_join(t->t, NULL);
+    t->running = 0;
+}
+/* Identifies the calling thread, to refuse a call from inside a callback. */
+OPC__FN int opc__thread_is_self(pthread_t t) { return pthread_equal(t, pthread_self()) != 0; }
+
+#else
+
+typedef struct opc__mutex {
+    int unused;
+} opc__mutex;
+typedef struct opc__cond {
+    int unused;
+} opc__cond;
+
+OPC__FN int opc__mutex_init(opc__mutex *m) {
+    m->unused = 0;
+    return 1;
+}
+OPC__FN void opc__mutex_destroy(opc__mutex *m) { (void)m; }
+OPC__FN void opc__mutex_lock(opc__mutex *m) { (void)m; }
+OPC__FN void opc__mutex_unlock(opc__mutex *m) { (void)m; }
+OPC__FN int opc__cond_init(opc__cond *c) {
+    c->unused = 0;
+    return 1;
+}
+OPC__FN void opc__cond_destroy(opc__cond *c) { (void)c; }
+OPC__FN void opc__cond_all(opc__cond *c) { (void)c; }
+OPC__FN void opc__cond_wait(opc__cond *c, opc__mutex *m, uint64_t us) {
+    (void)c;
+    (void)m;
+    (void)us;
+}
+#endif
+
+/* The default allocator. */
+#include <stdlib.h>
+
+OPC__FN void *opc__plat_malloc(void *user, size_t bytes) {
+    (void)user;
+    return malloc(bytes);
+}
+OPC__FN void opc__plat_free(void *user, void *p, size_t bytes) {
+    (void)user;
+    (void)bytes;
+    free(p);
+}
+
+/* >>frame ==== L2 ==== the four-byte length in front of every tarpc document */
+
+/* Reads headers; the payload's bytes are the caller's, who counts `left` down to zero and resets. */
+typedef struct opc__frame {
+    uint8_t head[4];
+    uint32_t have; /* header bytes so far, 0 to 4 */
+    uint32_t left; /* payload bytes still to come, while open */
+    int open;
+} opc__frame;
+
+OPC__FN void opc__frame_reset(opc__frame *f) { memset(f, 0, sizeof *f); }
+
+/* Consumes header bytes. Once the header is complete `open` is set and `left` is the length; a
+   length of 0 or above max is OPCOMMS_E_PROTOCOL at the fourth byte, before any payload. */
+OPC__FN opcomms_err opc__frame_head(opc__frame *f, uint32_t max, const uint8_t *p, size_t n,
+                                    size_t *used) {
+    size_t i = 0;
+    uint32_t len;
+    OPCOMMS_ASSERT(f->have <= 4);
+    OPCOMMS_ASSERT(max > 0);
+    if (!f->open) {
+        while (f->have < 4 && i < n) f->head[f->have++] = p[i++];
+        if (f->have == 4) {
+            len = opc__buf_be32(f->head);
+            if (len == 0 || len > max) return OPCOMMS_E_PROTOCOL;
+            f->left = len;
+            f->open = 1;
+        }
+    }
+    *used = i;
+    return OPCOMMS_OK;
+}
+
+/* >>json ==== L2 ==== tokenizer of RFC 8259 that stops and resumes at any byte, in fixed memory */
+
+#define OPC__JSON_DEPTH 512u /* containers open at once; one more is an error */
+
+enum {
+    OPC__JSON_MORE, /* the input is used up */
+    OPC__JSON_OBJECT,
+    OPC__JSON_OBJECT_END,
+    OPC__JSON_ARRAY,
+    OPC__JSON_ARRAY_END,
+    OPC__JSON_TEXT,     /* a string begins; `key` tells what for */
+    OPC__JSON_PIECE,    /* decoded bytes of it, may end within a character */
+    OPC__JSON_TEXT_END, /* the string was complete and valid UTF-8 */
+    OPC__JSON_NUMBER,
+    OPC__JSON_TRUE,
+    OPC__JSON_FALSE,
+    OPC__JSON_NULL
+};
+
+typedef struct opc__json_token {
+    int kind;
+    int key;          /* of TEXT, PIECE, TEXT_END */
+    int is_u64;       /* of NUMBER: digits only, at most 2^64-1 (so not -0, 1.0, 1e3) */
+    uint64_t u64;     /* of NUMBER, when is_u64 */
+    const uint8_t *p; /* of PIECE: into the input or the tokenizer; valid until the next step */
+    size_t n;
+} opc__json_token;
+
+enum { /* what the grammar allows next */
+    OPC__JSON_WANT_VALUE,
+    OPC__JSON_WANT_FIRST, /* value or ] */
+    OPC__JSON_WANT_FIRST_KEY, /* key or } */
+    OPC__JSON_WANT_KEY,
+    OPC__JSON_WANT_COLON,
+    OPC__JSON_WANT_COMMA, /* comma or the container's end */
+    OPC__JSON_WANT_NOTHING
+};
+
+enum { /* within which token */
+    OPC__JSON_LEX_NONE,
+    OPC__JSON_LEX_PLAIN,
+    OPC__JSON_LEX_ESCAPE,
+    OPC__JSON_LEX_HEX,
+    OPC__JSON_LEX_LOW,  /* after a high surrogate: the backslash */
+    OPC__JSON_LEX_LOW_U, /* and the u of the low one */
+    OPC__JSON_LEX_LITERAL,
+    OPC__JSON_LEX_MINUS, /* numbers from here on, by what was read last */
+    OPC__JSON_LEX_ZERO,
+    OPC__JSON_LEX_INT,
+    OPC__JSON_LEX_DOT,
+    OPC__JSON_LEX_FRACTION,
+    OPC__JSON_LEX_E,
+    OPC__JSON_LEX_SIGN,
+    OPC__JSON_LEX_EXPONENT
+};
+
+typedef struct opc__json {
+    uint64_t number;
+    uint32_t hex;   /* digits of an escape so far */
+    uint32_t high;  /* high surrogate that waits for its low one, or 0 */
+    uint16_t depth; /* bits used in `stack`; bit set: object */
+    uint8_t want;
+    uint8_t lex;
+    uint8_t key;
+    uint8_t hex_count;
+    uint8_t utf8_more; /* continuation bytes due, the next one in utf8_low..utf8_high */
+    uint8_t utf8_low;
+    uint8_t utf8_high;
+    uint8_t literal; /* OPC__JSON_TRUE, _FALSE or _NULL */
+    uint8_t literal_at;
+    uint8_t number_is_u64;
+    uint8_t piece[4];
+    uint8_t stack[OPC__JSON_DEPTH / 8u];
+} opc__json;
+
+OPC__FN void opc__json_init(opc__json *j) {
+    memset(j, 0, sizeof *j);
+    j->want = OPC__JSON_WANT_VALUE;
+    j->lex = OPC__JSON_LEX_NONE;
+}
+
+/* Whether exactly one document was read. (A number alone never is: its end is not known.) */
+OPC__FN int opc__json_done(const opc__json *j) {
+    return j->want == OPC__JSON_WANT_NOTHING && j->lex == OPC__JSON_LEX_NONE;
+}
+
+OPC__FN void opc__json_after_value(opc__json *j) {
+    j->lex = OPC__JSON_LEX_NONE;
+    j->want = j->depth == 0 ? OPC__JSON_WANT_NOTHING : OPC__JSON_WANT_COMMA;
+}
+
+OPC__FN int opc__json_in_object(const opc__json *j) {
+    unsigned top = j->depth;
+    OPCOMMS_ASSERT(top > 0);
+    OPCOMMS_ASSERT(top <= OPC__JSON_DEPTH);
+    top--;
+    return (j->stack[top / 8u] >> (top % 8u)) & 1u;
+}
+
+OPC__FN opcomms_err opc__json_open(opc__json *j, int object, opc__json_token *t) {
+    unsigned at = j->depth;
+    unsigned bit;
+    if (at >= OPC__JSON_DEPTH) return OPCOMMS_E_PROTOCOL;
+    bit = 1u << (at % 8u);
+    if (object) {
+        j->stack[at / 8u] = (uint8_t)(j->stack[at / 8u] | bit);
+    } else {
+        j->stack[at / 8u] = (uint8_t)(j->stack[at / 8u] & ~bit);
+    }
+    j->depth++;
+    j->want = object ? OPC__JSON_WANT_FIRST_KEY : OPC__JSON_WANT_FIRST;
+    t->kind = object ? OPC__JSON_OBJECT : OPC__JSON_ARRAY;
+    return OPCOMMS_OK;
+}
+
+OPC__FN void opc__json_close(opc__json *j, opc__json_token *t) {
+    t->kind = opc__json_in_object(j) ? OPC__JSON_OBJECT_END : OPC__JSON_ARRAY_END;
+    j->depth--;
+    opc__json_after_value(j);
+}
+
+/* Starts a string; also the first of a key. */
+OPC__FN void opc__json_open_text(opc__json *j, int key, opc__json_token *t) {
+    OPCOMMS_ASSERT(j->lex == OPC__JSON_LEX_NONE);
+    j->lex = OPC__JSON_LEX_PLAIN;
+    j->key = key ? 1 : 0;
+    j->high = 0;
+    j->utf8_more = 0;
+    t->kind = OPC__JSON_TEXT;
+    t->key = j->key;
+}
+
+/* The first byte of a value. Scalars other than strings give their token only at their end. */
+OPC__FN opcomms_err opc__json_open_value(opc__json *j, unsigned c, opc__json_token *t) {
+    if (c == '"') {
+        opc__json_open_text(j, 0, t);
+        return OPCOMMS_OK;
+    }
+    if (c == '{' || c == '[') return opc__json_open(j, c == '{', t);
+    if (c == 't' || c == 'f' || c == 'n') {
+        j->lex = OPC__JSON_LEX_LITERAL;
+        j->literal = c == 't' ? OPC__JSON_TRUE : c == 'f' ? OPC__JSON_FALSE : OPC__JSON_NULL;
+        j->literal_at = 1;
+        return OPCOMMS_OK;
+    }
+    if (c == '-' || (c >= '0' && c <= '9')) {
+        j->lex = c == '-' ? OPC__JSON_LEX_MINUS
+                          : c == '0' ? OPC__JSON_LEX_ZERO : OPC__JSON_LEX_INT;
+        j->number = c == '-' ? 0u : (uint64_t)(c - '0');
+        j->number_is_u64 = c != '-';
+        return OPCOMMS_OK;
+    }
+    return OPCOMMS_E_PROTOCOL;
+}
+
+/* A byte between tokens that is not white space. */
+OPC__FN opcomms_err opc__json_structure(opc__json *j, unsigned c, opc__json_token *t) {
+    switch (j->want) {
+    case OPC__JSON_WANT_FIRST:
+        if (c == ']') {
+            opc__json_close(j, t);
+            return OPCOMMS_OK;
+        }
+        return opc__json_open_value(j, c, t);
+    case OPC__JSON_WANT_VALUE: return opc__json_open_value(j, c, t);
+    case OPC__JSON_WANT_FIRST_KEY:
+    case OPC__JSON_WANT_KEY:
+        if (c == '}' && j->want == OPC__JSON_WANT_FIRST_KEY) {
+            opc__json_close(j, t);
+            return OPCOMMS_OK;
+        }
+        if (c != '"') return OPCOMMS_E_PROTOCOL;
+        opc__json_open_text(j, 1, t);
+        return OPCOMMS_OK;
+    case OPC__JSON_WANT_COLON:
+        if (c != ':') return OPCOMMS_E_PROTOCOL;
+        j->want = OPC__JSON_WANT_VALUE;
+        return OPCOMMS_OK;
+    case OPC__JSON_WANT_COMMA:
+        if (c == ',') {
+            j->want = opc__json_in_object(j) ? OPC__JSON_WANT_KEY : OPC__JSON_WANT_VALUE;
+            return OPCOMMS_OK;
+        }
+        if (c != (opc__json_in_object(j) ? '}' : ']')) return OPCOMMS_E_PROTOCOL;
+        opc__json_close(j, t);
+        return OPCOMMS_OK;
+    default: return OPCOMMS_E_PROTOCOL; /* something behind the document */
+    }
+}
+
+/* RFC 3629 4: sets what may follow the first byte of a multi-byte character. */
+OPC__FN int opc__json_utf8_first(opc__json *j, unsigned c) {
+    j->utf8_low = 0x80;
+    j->utf8_high = 0xbf;
+    if (c >= 0xc2 && c <= 0xdf) {
+        j->utf8_more = 1;
+    } else if (c >= 0xe0 && c <= 0xef) {
+        j->utf8_more = 2;
+        if (c == 0xe0) j->utf8_low = 0xa0;
+        if (c == 0xed) j->utf8_high = 0x9f;
+    } else if (c >= 0xf0 && c <= 0xf4) {
+        j->utf8_more = 3;
+        if (c == 0xf0) j->utf8_low = 0x90;
+        if (c == 0xf4) j->utf8_high = 0x8f;
+    } else {
+        return 0;
+    }
+    return 1;
+}
+
+/* The stretch of a string up to a quote, a backslash or the end of the input. */
+OPC__FN opcomms_err opc__json_plain(opc__json *j, const uint8_t **at, const uint8_t *end,
+                                    opc__json_token *t) {
+    const uint8_t *p = *at;
+    OPCOMMS_ASSERT(p < end);
+    while (p < end) {
+        unsigned c = *p;
+        if (j->utf8_more > 0) {
+            if (c < j->utf8_low || c > j->utf8_high) return OPCOMMS_E_PROTOCOL;
+            j->utf8_low = 0x80;
+            j->utf8_high = 0xbf;
+            j->utf8_more--;
+        } else if (c >= 0x80) {
+            if (!opc__json_utf8_first(j, c)) return OPCOMMS_E_PROTOCOL;
+        } else if (c == '"' || c == '\\' || c < 0x20) {
+            break;
+        }
+        p++;
+    }
+    if (p > *at) {
+        t->kind = OPC__JSON_PIECE;
+        t->key = j->key;
+        t->p = *at;
+        t->n = (size_t)(p - *at);
+        *at = p;
+        return OPCOMMS_OK;
+    }
+    if (*p < 0x20) return OPCOMMS_E_PROTOCOL;
+    *at = p + 1;
+    if (*p == '\\') {
+        j->lex = OPC__JSON_LEX_ESCAPE;
+        return OPCOMMS_OK;
+    }
+    t->kind = OPC__JSON_TEXT_END;
+    t->key = j->key;
+    opc__json_after_value(j);
+    if (j->key) j->want = OPC__JSON_WANT_COLON;
+    return OPCOMMS_OK;
+}
+
+/* A decoded character as UTF-8. */
+OPC__FN void opc__json_put(opc__json *j, uint32_t c, opc__json_token *t) {
+    size_t n = 0;
+    OPCOMMS_ASSERT(c <= 0x10ffffu);
+    OPCOMMS_ASSERT(c < 0xd800u || c > 0xdfffu);
+    if (c < 0x80u) {
+        j->piece[n++] = (uint8_t)c;
+    } else {
+        if (c < 0x800u) {
+            j->piece[n++] = (uint8_t)(0xc0u | (c >> 6));
+        } else {
+            if (c < 0x10000u) {
+                j->piece[n++] = (uint8_t)(0xe0u | (c >> 12));
+            } else {
+                j->piece[n++] = (uint8_t)(0xf0u | (c >> 18));
+                j->piece[n++] = (uint8_t)(0x80u | ((c >> 12) & 0x3fu));
+            }
+            j->piece[n++] = (uint8_t)(0x80u | ((c >> 6) & 0x3fu));
+        }
+        j->piece[n++] = (uint8_t)(0x80u | (c & 0x3fu));
+    }
+    j->lex = OPC__JSON_LEX_PLAIN;
+    j->high = 0;
+    t->kind = OPC__JSON_PIECE;
+    t->key = j->key;
+    t->p = j->piece;
+    t->n = n;
+}
+
+/* The four digits of \uXXXX are complete; RFC 8259 7: a surrogate counts only as half of a pair. */
+OPC__FN opcomms_err opc__json_unit(opc__json *j, opc__json_token *t) {
+    uint32_t unit = j->hex;
+    int low = unit >= 0xdc00u && unit <= 0xdfffu;
+    if (j->high != 0) {
+        if (!low) return OPCOMMS_E_PROTOCOL;
+        opc__json_put(j, 0x10000u + ((j->high - 0xd800u) << 10) + (unit - 0xdc00u), t);
+        return OPCOMMS_OK;
+    }
+    if (low) return OPCOMMS_E_PROTOCOL;
+    if (unit >= 0xd800u && unit <= 0xdbffu) {
+        j->high = unit;
+        j->lex = OPC__JSON_LEX_LOW;
+        return OPCOMMS_OK;
+    }
+    opc__json_put(j, unit, t);
+    return OPCOMMS_OK;
+}
+
+/* A byte of an escape. */
+OPC__FN opcomms_err opc__json_escape(opc__json *j, unsigned c, opc__json_token *t) {
+    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
+    size_t i;
+    int digit;
+    switch (j->lex) {
+    case OPC__JSON_LEX_LOW:
+        j->lex = OPC__JSON_LEX_LOW_U;
+        return c == '\\' ? OPCOMMS_OK : OPCOMMS_E_PROTOCOL;
+    case OPC__JSON_LEX_HEX:
+        digit = opc__str_hex_value((int)c);
+        if (digit < 0) return OPCOMMS_E_PROTOCOL;
+        j->hex = (j->hex << 4) | (uint32_t)digit;
+        if (++j->hex_count < 4) return OPCOMMS_OK;
+        return opc__json_unit(j, t);
+    default: break;
+    }
+    if (c == 'u') {
+        j->hex = 0;
+        j->hex_count = 0;
+        j->lex = OPC__JSON_LEX_HEX;
+        return OPCOMMS_OK;
+    }
+    if (j->lex == OPC__JSON_LEX_LOW_U) return OPCOMMS_E_PROTOCOL;
+    for (i = 0; i < sizeof from - 1; i++) {
+        if (c == (unsigned char)from[i]) {
+            opc__json_put(j, (uint32_t)(unsigned char)to[i], t);
+            return OPCOMMS_OK;
+        }
+    }
+    return OPCOMMS_E_PROTOCOL;
+}
+
+OPC__FN opcomms_err opc__json_literal(opc__json *j, unsigned c, opc__json_token *t) {
+    const char *word = j->literal == OPC__JSON_TRUE ? "true"
+                       : j->literal == OPC__JSON_FALSE ? "false" : "null";
+    OPCOMMS_ASSERT(j->literal_at < strlen(word));
+    if (c != (unsigned char)word[j->literal_at]) return OPCOMMS_E_PROTOCOL;
+    if (word[++j->literal_at] != 0) return OPCOMMS_OK;
+    t->kind = j->literal;
+    opc__json_after_value(j);
+    return OPCOMMS_OK;
+}
+
+OPC__FN void opc__json_digit(opc__json *j, unsigned digit) {
+    if (j->number > (UINT64_MAX - digit) / 10u) j->number_is_u64 = 0;
+    j->number = j->number * 10u + digit; /* may wrap; then it is not used */
+}
+
+/* A byte that may belong to a number; *taken is 0 when it ends it, and the token is given. */
+OPC__FN opcomms_err opc__json_number(opc__json *j, unsigned c, int *taken, opc__json_token *t) {
+    int digit = c >= '0' && c <= '9';
+    int lex = j->lex;
+    *taken = 1;
+    if (lex == OPC__JSON_LEX_INT && digit) {
+        opc__json_digit(j, c - '0');
+    } else if (lex == OPC__JSON_LEX_MINUS && digit) {
+        j->lex = c == '0' ? OPC__JSON_LEX_ZERO : OPC__JSON_LEX_INT;
+    } else if (lex == OPC__JSON_LEX_ZERO && digit) {
+        return OPCOMMS_E_PROTOCOL;
+    } else if ((lex == OPC__JSON_LEX_DOT || lex == OPC__JSON_LEX_FRACTION) && digit) {
+        j->lex = OPC__JSON_LEX_FRACTION;
+    } else if (lex >= OPC__JSON_LEX_E && digit) {
+        j->lex = OPC__JSON_LEX_EXPONENT;
+    } else if (lex == OPC__JSON_LEX_E && (c == '+' || c == '-')) {
+        j->lex = OPC__JSON_LEX_SIGN;
+    } else if (lex == OPC__JSON_LEX_MINUS || lex == OPC__JSON_LEX_DOT ||
+               lex == OPC__JSON_LEX_E || lex == OPC__JSON_LEX_SIGN) {
+        return OPCOMMS_E_PROTOCOL; /* a digit is missing */
+    } else if (c == '.' && lex <= OPC__JSON_LEX_INT) {
+        j->lex = OPC__JSON_LEX_DOT;
+        j->number_is_u64 = 0;
+    } else if ((c == 'e' || c == 'E') && lex <= OPC__JSON_LEX_FRACTION) {
+        j->lex = OPC__JSON_LEX_E;
+        j->number_is_u64 = 0;
+    } else {
+        *taken = 0;
+        t->kind = OPC__JSON_NUMBER;
+        t->is_u64 = j->number_is_u64;
+        t->u64 = j->number_is_u64 ? j->number : 0;
+        opc__json_after_value(j);
+    }
+    return OPCOMMS_OK;
+}
+
+/* The next token of *at..end, moving *at; OPC__JSON_MORE once the input is used up. The only error
+   is OPCOMMS_E_PROTOCOL, after which the tokenizer must not be used. Strings are checked strictly
+   even where their content is of no interest, keys included. */
+OPC__FN opcomms_err opc__json_step(opc__json *j, const uint8_t **at, const uint8_t *end,
+                                   opc__json_token *t) {
+    opcomms_err rc = OPCOMMS_OK;
+    memset(t, 0, sizeof *t);
+    OPCOMMS_ASSERT(*at <= end);
+    while (rc == OPCOMMS_OK && t->kind == OPC__JSON_MORE && *at < end) {
+        unsigned c = **at;
+        int taken = 1;
+        if (j->lex == OPC__JSON_LEX_PLAIN) {
+            rc = opc__json_plain(j, at, end, t);
+            continue;
+        }
+        if (j->lex >= OPC__JSON_LEX_MINUS) {
+            rc = opc__json_number(j, c, &taken, t);
+        } else if (j->lex == OPC__JSON_LEX_LITERAL) {
+            rc = opc__json_literal(j, c, t);
+        } else if (j->lex != OPC__JSON_LEX_NONE) {
+            rc = opc__json_escape(j, c, t);
+        } else if (c != ' ' && c != '\n' && c != '\r' && c != '\t') {
+            rc = opc__json_structure(j, c, t);
+        }
+        if (taken) (*at)++;
+    }
+    return rc;
+}
+
+/* >>bytes ==== L2 ==== recognises the canonical text of a byte array and turns it into bytes */
+
+enum { OPC__BYTES_START, OPC__BYTES_OPEN, OPC__BYTES_NUMBER, OPC__BYTES_COMMA, OPC__BYTES_END };
+
+typedef struct opc__bytes_in {
+    uint8_t state;
+    uint8_t digits; /* of the number under way */
+    uint8_t any;    /* a byte has been delivered */
+    uint32_t value;
+    int broken;
+} opc__bytes_in;
+
+OPC__FN void opc__bytes_in_init(opc__bytes_in *b) { memset(b, 0, sizeof *b); }
+
+/* Takes one character, or says that it cannot belong. A number is delivered when the comma or
+   bracket behind it is taken. */
+OPC__FN int opc__bytes_in_char(opc__bytes_in *b, unsigned c, uint8_t *out, size_t *made) {
+    unsigned digit = c - '0';
+    switch (b->state) {
+    case OPC__BYTES_START:
+        if (c != '[') return 0;
+        b->state = OPC__BYTES_OPEN;
+        return 1;
+    case OPC__BYTES_OPEN:
+    case OPC__BYTES_COMMA:
+        if (c == ']' && b->state == OPC__BYTES_OPEN) {
+            b->state = OPC__BYTES_END;
+            return 1;
+        }
+        if (c < '0' || c > '9') return 0;
+        b->state = OPC__BYTES_NUMBER;
+        b->value = digit;
+        b->digits = 1;
+        return 1;
+    case OPC__BYTES_NUMBER:
+        if (c == ',' || c == ']') {
+            out[(*made)++] = (uint8_t)b->value;
+            b->any = 1;
+            b->state = c == ',' ? OPC__BYTES_COMMA : OPC__BYTES_END;
+            return 1;
+        }
+        if (c < '0' || c > '9') return 0;
+        if (b->value == 0 || b->value * 10u + digit > 255u) return 0;
+        b->value = b->value * 10u + digit;
+        b->digits++;
+        return 1;
+    default: return 0;
+    }
+}
+
+/* Recognises the CANONICAL text of a byte array, which is what the reference emits: [65,122,195] or
+   [], no white space, no leading zeros, every number 0 to 255. Feeds n characters, writes the
+   decoded bytes (never more than n) to out and their count to *out_len; returns the characters
+   consumed. It stops early, and sets `broken` for good, at the first character that cannot belong
+   to such a text; that character is not consumed.
+
+   Rebuilding the original text, at any moment, broken or not: with D the bytes delivered so far and
+   P what opc__bytes_in_pending gives, the characters consumed are
+       P                                       when D is empty,
+       '[' D0 ',' D1 ... ',' Dlast  then  P    otherwise,
+   that is opc__render_feed(OPC__RENDER_BYTES) of D without opc__render_finish, then P. What follows
+   in the original are the characters that were not consumed. */
+OPC__FN size_t opc__bytes_in_feed(opc__bytes_in *b, const uint8_t *text, size_t n, uint8_t *out,
+                                  size_t *out_len) {
+    size_t i = 0, made = 0;
+    OPCOMMS_ASSERT(b->state <= OPC__BYTES_END);
+    while (i < n && !b->broken) {
+        if (opc__bytes_in_char(b, text[i], out, &made)) {
+            i++;
+        } else {
+            b->broken = 1;
+        }
+    }
+    OPCOMMS_ASSERT(made <= i);
+    *out_len = made;
+    return i;
+}
+
+/* The text so far is exactly one complete canonical array. */
+OPC__FN int opc__bytes_in_done(const opc__bytes_in *b) {
+    return b->state == OPC__BYTES_END && !b->broken;
+}
+
+/* The characters consumed that the delivered bytes do not stand for: "", "[", "[]", "]", ",", or
+   "[" or "," with one to three digits. At most four. */
+OPC__FN size_t opc__bytes_in_pending(const opc__bytes_in *b, uint8_t out[8]) {
+    size_t n = 0;
+    uint32_t unit = 100;
+    unsigned i;
+    if (b->state == OPC__BYTES_START) return 0;
+    if (!b->any) {
+        out[n++] = '[';
+    } else if (b->state != OPC__BYTES_END) {
+        out[n++] = ',';
+    }
+    if (b->state == OPC__BYTES_END) out[n++] = ']';
+    if (b->state == OPC__BYTES_NUMBER) {
+        OPCOMMS_ASSERT(b->digits >= 1);
+        OPCOMMS_ASSERT(b->digits <= 3);
+        for (i = 3; i > 0; i--) {
+            if (i <= b->digits) out[n++] = (uint8_t)('0' + (int)(b->value / unit % 10u));
+            unit /= 10u;
+        }
+    }
+    OPCOMMS_ASSERT(n <= 4);
+    return n;
+}
+
+/* >>render ==== L2 ==== message bytes as the text of a JSON string: array of numbers, or escaped */
+
+enum { OPC__RENDER_BYTES, OPC__RENDER_TEXT };
+
+typedef struct opc__render {
+    uint8_t mode;
+    uint8_t any;     /* a byte has been taken */
+    uint8_t held_at; /* characters of held[] already written */
+    uint8_t held_len;
+    uint8_t held[6]; /* characters of a byte taken that had no room yet */
+} opc__render;
+
+OPC__FN void opc__render_init(opc__render *r, int mode) {
+    OPCOMMS_ASSERT(mode == OPC__RENDER_BYTES || mode == OPC__RENDER_TEXT);
+    memset(r, 0, sizeof *r);
+    r->mode = (uint8_t)mode;
+}
+
+/* The letter of a two-character escape, 'u' for \u00xx, 0 for a byte that stands for itself. */
+OPC__FN unsigned opc__render_escape(unsigned c) {
+    if (c >= 0x20) return c == '"' || c == '\\' ? c : 0u;
+    switch (c) {
+    case '\b': return 'b';
+    case '\f': return 'f';
+    case '\n': return 'n';
+    case '\r': return 'r';
+    case '\t': return 't';
+    default: return 'u';
+    }
+}
+
+/* What n bytes add to the length of the text: their digits, or their escaped characters. Sums over
+   pieces add up; opc__render_total makes the length of the whole from the sum. */
+OPC__FN uint64_t opc__render_size(int mode, const uint8_t *p, size_t n) {
+    uint64_t sum = 0;
+    size_t i;
+    for (i = 0; i < n; i++) {
+        unsigned c = p[i];
+        if (mode == OPC__RENDER_BYTES) {
+            sum += 1u + (c >= 10u) + (c >= 100u);
+        } else {
+            unsigned letter = opc__render_escape(c);
+            sum += letter == 0 ? 1u : letter == 'u' ? 6u : 2u;
+        }
+    }
+    return sum;
+}
+
+/* The length of the whole text of `count` bytes whose sizes add up to `sum`: an array has its two
+   brackets and a comma between every two numbers besides. */
+OPC__FN uint64_t opc__render_total(int mode, uint64_t sum, uint64_t count) {
+    if (mode == OPC__RENDER_TEXT) return sum;
+    return sum + 2u + (count > 0 ? count - 1u : 0u);
+}
+
+/* The characters of one byte, with what comes before it; 1 to 6 of them. */
+OPC__FN size_t opc__render_byte(opc__render *r, unsigned c, uint8_t *out) {
+    static const char hex[] = "0123456789abcdef";
+    size_t n = 0;
+    unsigned letter;
+    if (r->mode == OPC__RENDER_BYTES) {
+        out[n++] = r->any ? ',' : '[';
+        r->any = 1;
+        if (c >= 100u) out[n++] = (uint8_t)('0' + c / 100u);
+        if (c >= 10u) out[n++] = (uint8_t)('0' + c / 10u % 10u);
+        out[n++] = (uint8_t)('0' + c % 10u);
+        return n;
+    }
+    letter = opc__render_escape(c);
+    if (letter == 0) {
+        out[n++] = (uint8_t)c;
+        return n;
+    }
+    out[n++] = '\\';
+    out[n++] = (uint8_t)letter;
+    if (letter == 'u') {
+        out[n++] = '0';
+        out[n++] = '0';
+        out[n++] = (uint8_t)hex[c >> 4];
+        out[n++] = (uint8_t)hex[c & 15u];
+    }
+    return n;
+}
+
+OPC__FN size_t opc__render_flush(opc__render *r, uint8_t *dst, size_t cap) {
+    size_t n = (size_t)(r->held_len - r->held_at);
+    OPCOMMS_ASSERT(r->held_at <= r->held_len);
+    if (n > cap) n = cap;
+    if (n > 0) memcpy(dst, r->held + r->held_at, n);
+    r->held_at = (uint8_t)(r->held_at + n);
+    return n;
+}
+
+/* Renders src into dst, as far as either goes: *used bytes taken, *put characters written. Resumes
+   at any point, also with room for a single character. Nothing is held back while six characters
+   of room are left. */
+OPC__FN void opc__render_feed(opc__render *r, const uint8_t *src, size_t n, size_t *used,
+                              uint8_t *dst, size_t cap, size_t *put) {
+    size_t i = 0, out = opc__render_flush(r, dst, cap);
+    while (i < n && cap - out >= sizeof r->held) out += opc__render_byte(r, src[i++], dst + out);
+    while (i < n && out < cap) {
+        r->held_len = (uint8_t)opc__render_byte(r, src[i++], r->held);
+        r->held_at = 0;
+        out += opc__render_flush(r, dst + out, cap - out);
+    }
+    OPCOMMS_ASSERT(i <= n);
+    OPCOMMS_ASSERT(out <= cap);
+    *used = i;
+    *put = out;
+}
+
+/* Writes what is held back and the closing bracket; 1 when the text is complete, 0 to be called
+   again with more room. Calling it after it answered 1 writes nothing and answers 1. */
+OPC__FN int opc__render_finish(opc__render *r, uint8_t *dst, size_t cap, size_t *put) {
+    size_t out = opc__render_flush(r, dst, cap);
+    *put = out;
+    if (r->held_at < r->held_len) return 0;
+    if (r->mode == OPC__RENDER_BYTES && r->any != 2) {
+        r->held_len = 0;
+        r->held_at = 0;
+        if (!r->any) r->held[r->held_len++] = '[';
+        r->held[r->held_len++] = ']';
+        r->any = 2;
+        *put = out + opc__render_flush(r, dst + out, cap - out);
+    }
+    return r->held_at == r->held_len;
+}
+
+/* >>shape ==== L2 ==== what serde accepts for a type, as tables, and the walk of a document by them */
+
+/* The rules of serde_json for derived types: a struct is an object in any order, unknown keys
+   ignored and known ones at most once, or an array of all its fields in order; an enum is an object
+   with exactly one key, or a bare string where the variant holds nothing. */
+enum {
+    OPC__KIND_IGNORED,
+    OPC__KIND_NUMBER,
+    OPC__KIND_BOOL,
+    OPC__KIND_TEXT,
+    OPC__KIND_UNIT,
+    OPC__KIND_STRUCT,
+    OPC__KIND_ENUM,
+    OPC__KIND_TUPLE
+};
+
+#define OPC__SHAPE_OR_BOOL 1u   /* a bare bool is taken, into `other` */
+#define OPC__SHAPE_OR_NUMBER 2u /* a bare number is taken as the first element */
+#define OPC__SHAPE_OR_NULL 4u   /* null is taken: nothing is set */
+#define OPC__SHAPE_STRICT 8u    /* an unknown key is an error */
+
+enum {
+    OPC__SHAPE_IGNORED,
+    OPC__SHAPE_U8,
+    OPC__SHAPE_U32,
+    OPC__SHAPE_U64,
+    OPC__SHAPE_BOOL,
+    OPC__SHAPE_TEXT,
+    OPC__SHAPE_UNIT,
+    OPC__SHAPE_CLIENT,
+    OPC__SHAPE_REQUEST,
+    OPC__SHAPE_CONTEXT,
+    OPC__SHAPE_DURATION,
+    OPC__SHAPE_TRACE,
+    OPC__SHAPE_TRACE_ID,
+    OPC__SHAPE_SAMPLING,
+    OPC__SHAPE_CANCEL,
+    OPC__SHAPE_CALL,
+    OPC__SHAPE_SEND,
+    OPC__SHAPE_GET,
+    OPC__SHAPE_ACK,
+    OPC__SHAPE_PING,
+    OPC__SHAPE_IDENT,
+    OPC__SHAPE_RESPONSE,
+    OPC__SHAPE_RESULT,
+    OPC__SHAPE_SERVER_ERROR,
+    OPC__SHAPE_ANSWER,
+    OPC__SHAPE_OUTCOME,
+    OPC__SHAPE_FETCHED,
+    OPC__SHAPE_MESSAGE,
+    OPC__SHAPE_PONG,
+    OPC__SHAPE_RPC_ERROR,
+    OPC__SHAPE_TOO_LARGE,
+    OPC__SHAPE_COUNT
+};
+
+/* Where a value goes. An enum leaves the index of its variant, a text its length. */
+enum {
+    OPC__SLOT_NONE,
+    OPC__SLOT_TOP,
+    OPC__SLOT_ID,
+    OPC__SLOT_SECS,
+    OPC__SLOT_NANOS,
+    OPC__SLOT_CALL,
+    OPC__SLOT_FROM_ID,
+    OPC__SLOT_IDENT_ID,
+    OPC__SLOT_HASH,
+    OPC__SLOT_UID,
+    OPC__SLOT_MSG,
+    OPC__SLOT_OUTCOME,
+    OPC__SLOT_FLAG,
+    OPC__SLOT_ERROR,
+    OPC__SLOT_LIMIT, /* and GOT behind it: the elements of one tuple */
+    OPC__SLOT_GOT,
+    OPC__SLOT_KIND,
+    OPC__SLOT_DETAIL,
+    OPC__SLOT_COUNT
+};
+
+typedef struct opc__shape_field {
+    const char *name;
+    uint8_t shape;
+    uint8_t slot;
+    uint8_t optional;
+} opc__shape_field;
+
+typedef struct opc__shape {
+    uint8_t kind;
+    uint8_t flags;
+    uint8_t count; /* of fields, variants or elements; at most 16 */
+    uint8_t other; /* slot for OR_BOOL; shape of a tuple's elements */
+    uint64_t max;  /* of a number */
+    const opc__shape_field *field;
+} opc__shape;
+
+static const opc__shape_field opc__shape_client[] = {
+    {"Request", OPC__SHAPE_REQUEST, OPC__SLOT_NONE, 0},
+    {"Cancel", OPC__SHAPE_CANCEL, OPC__SLOT_NONE, 0}};
+static const opc__shape_field opc__shape_request[] = {
+    {"context", OPC__SHAPE_CONTEXT, OPC__SLOT_NONE, 0},
+    {"id", OPC__SHAPE_U64, OPC__SLOT_ID, 0},
+    {"message", OPC__SHAPE_CALL, OPC__SLOT_CALL, 0}};
+static const opc__shape_field opc__shape_context[] = {
+    {"deadline", OPC__SHAPE_DURATION, OPC__SLOT_NONE, 1},
+    {"trace_context", OPC__SHAPE_TRACE, OPC__SLOT_NONE, 0}};
+static const opc__shape_field opc__shape_duration[] = {
+    {"secs", OPC__SHAPE_U64, OPC__SLOT_SECS, 0}, {"nanos", OPC__SHAPE_U32, OPC__SLOT_NANOS, 0}};
+static const opc__shape_field opc__shape_trace[] = {
+    {"trace_id", OPC__SHAPE_TRACE_ID, OPC__SLOT_NONE, 0},
+    {"span_id", OPC__SHAPE_U64, OPC__SLOT_NONE, 0},
+    {"sampling_decision", OPC__SHAPE_SAMPLING, OPC__SLOT_NONE, 0}};
+static const opc__shape_field opc__shape_sampling[] = {
+    {"Sampled", OPC__SHAPE_UNIT, OPC__SLOT_NONE, 0},
+    {"Unsampled", OPC__SHAPE_UNIT, OPC__SLOT_NONE, 0}};
+static const opc__shape_field opc__shape_cancel[] = {
+    {"trace_context", OPC__SHAPE_TRACE, OPC__SLOT_NONE, 1},
+    {"request_id", OPC__SHAPE_U64, OPC__SLOT_ID, 0}};
+static const opc__shape_field opc__shape_call[] = { /* order: OPC__REQ_SEND.. */
+    {"Send", OPC__SHAPE_SEND, OPC__SLOT_NONE, 0}, {"Get", OPC__SHAPE_GET, OPC__SLOT_NONE, 0},
+    {"Ack", OPC__SHAPE_ACK, OPC__SLOT_NONE, 0}, {"Ping", OPC__SHAPE_PING, OPC__SLOT_NONE, 0}};
+static const opc__shape_field opc__shape_send[] = {
+    {"from_id", OPC__SHAPE_U8, OPC__SLOT_FROM_ID, 0},
+    {"dest", OPC__SHAPE_IDENT, OPC__SLOT_NONE, 0},
+    {"msg", OPC__SHAPE_TEXT, OPC__SLOT_MSG, 0}};
+static const opc__shape_field opc__shape_get_ack[] = { /* Get has the first of them only */
+    {"dest_id", OPC__SHAPE_U8, OPC__SLOT_IDENT_ID, 0},
+    {"uid", OPC__SHAPE_U64, OPC__SLOT_UID, 0}};
+static const opc__shape_field opc__shape_ident[] = {
+    {"pubkey_hash", OPC__SHAPE_TEXT, OPC__SLOT_HASH, 0},
+    {"id", OPC__SHAPE_U8, OPC__SLOT_IDENT_ID, 0}};
+static const opc__shape_field opc__shape_response[] = {
+    {"request_id", OPC__SHAPE_U64, OPC__SLOT_ID, 0},
+    {"message", OPC__SHAPE_RESULT, OPC__SLOT_TOP, 0}};
+static const opc__shape_field opc__shape_result[] = {
+    {"Ok", OPC__SHAPE_ANSWER, OPC__SLOT_CALL, 0},
+    {"Err", OPC__SHAPE_SERVER_ERROR, OPC__SLOT_NONE, 0}};
+static const opc__shape_field opc__shape_server_error[] = {
+    {"kind", OPC__SHAPE_U32, OPC__SLOT_KIND, 0}, {"detail", OPC__SHAPE_TEXT, OPC__SLOT_DETAIL, 0}};
+static const opc__shape_field opc__shape_answer[] = { /* order: OPC__RES_SEND.. */
+    {"Send", OPC__SHAPE_OUTCOME, OPC__SLOT_OUTCOME, 0},
+    {"Get", OPC__SHAPE_FETCHED, OPC__SLOT_OUTCOME, 0},
+    {"Ack", OPC__SHAPE_OUTCOME, OPC__SLOT_OUTCOME, 0},
+    {"Ping", OPC__SHAPE_PONG, OPC__SLOT_OUTCOME, 0}};
+static const opc__shape_field opc__shape_outcome[] = {
+    {"Ok", OPC__SHAPE_BOOL, OPC__SLOT_FLAG, 0},
+    {"Err", OPC__SHAPE_RPC_ERROR, OPC__SLOT_ERROR, 0}};
+static const opc__shape_field opc__shape_fetched[] = {
+    {"Ok", OPC__SHAPE_MESSAGE, OPC__SLOT_NONE, 0},
+    {"Err", OPC__SHAPE_RPC_ERROR, OPC__SLOT_ERROR, 0}};
+static const opc__shape_field opc__shape_message[] = {
+    {"uid", OPC__SHAPE_U64, OPC__SLOT_UID, 0},
+    {"from", OPC__SHAPE_IDENT, OPC__SLOT_NONE, 0},
+    {"msg", OPC__SHAPE_TEXT, OPC__SLOT_MSG, 0}};
+static const opc__shape_field opc__shape_rpc_error[] = { /* order: OPC__RERR_MUTEX.. */
+    {"MutexError", OPC__SHAPE_TEXT, OPC__SLOT_DETAIL, 0},
+    {"ParseError", OPC__SHAPE_TEXT, OPC__SLOT_DETAIL, 0},
+    {"MessageTooLarge", OPC__SHAPE_TOO_LARGE, OPC__SLOT_LIMIT, 0},
+    {"RateLimitExceeded", OPC__SHAPE_UNIT, OPC__SLOT_NONE, 0}};
+
+static const opc__shape opc__shape_table[OPC__SHAPE_COUNT] = {
+    {OPC__KIND_IGNORED, 0, 0, 0, 0, NULL},
+    {OPC__KIND_NUMBER, 0, 0, 0, 255u, NULL},
+    {OPC__KIND_NUMBER, 0, 0, 0, 0xffffffffu, NULL},
+    {OPC__KIND_NUMBER, 0, 0, 0, UINT64_MAX, NULL},
+    {OPC__KIND_BOOL, 0, 0, 0, 0, NULL},
+    {OPC__KIND_TEXT, 0, 0, 0, 0, NULL},
+    {OPC__KIND_UNIT, 0, 0, 0, 0, NULL},
+    {OPC__KIND_ENUM, 0, 2, 0, 0, opc__shape_client},
+    {OPC__KIND_STRUCT, 0, 3, 0, 0, opc__shape_request},
+    {OPC__KIND_STRUCT, 0, 2, 0, 0, opc__shape_context},
+    {OPC__KIND_STRUCT, OPC__SHAPE_STRICT, 2, 0, 0, opc__shape_duration},
+    {OPC__KIND_STRUCT, 0, 3, 0, 0, opc__shape_trace},
+    {OPC__KIND_TUPLE, 0, 16, OPC__SHAPE_U8, 0, NULL},
+    {OPC__KIND_ENUM, 0, 2, 0, 0, opc__shape_sampling},
+    {OPC__KIND_STRUCT, 0, 2, 0, 0, opc__shape_cancel},
+    {OPC__KIND_ENUM, 0, 4, 0, 0, opc__shape_call},
+    {OPC__KIND_STRUCT, 0, 3, 0, 0, opc__shape_send},
+    {OPC__KIND_STRUCT, 0, 1, 0, 0, opc__shape_get_ack},
+    {OPC__KIND_STRUCT, 0, 2, 0, 0, opc__shape_get_ack},
+    {OPC__KIND_STRUCT, 0, 0, 0, 0, NULL},
+    {OPC__KIND_STRUCT, 0, 2, 0, 0, opc__shape_ident},
+    {OPC__KIND_STRUCT, 0, 2, 0, 0, opc__shape_response},
+    {OPC__KIND_ENUM, 0, 2, 0, 0, opc__shape_result},
+    {OPC__KIND_STRUCT, 0, 2, 0, 0, opc__shape_server_error},
+    {OPC__KIND_ENUM, 0, 4, 0, 0, opc__shape_answer},
+    {OPC__KIND_ENUM, 0, 2, 0, 0, opc__shape_outcome},
+    {OPC__KIND_ENUM, 0, 2, 0, 0, opc__shape_fetched},
+    {OPC__KIND_STRUCT, OPC__SHAPE_OR_NULL, 3, 0, 0, opc__shape_message},
+    {OPC__KIND_ENUM, OPC__SHAPE_OR_BOOL, 2, OPC__SLOT_FLAG, 0, opc__shape_outcome},
+    {OPC__KIND_ENUM, 0, 4, 0, 0, opc__shape_rpc_error},
+    {OPC__KIND_TUPLE, OPC__SHAPE_OR_NUMBER, 2, OPC__SHAPE_U64, 0, NULL}};
+
+#define OPC__WALK_DEPTH 8u  /* the shapes above nest six deep */
+#define OPC__WALK_NAME 20u  /* longest name is 17 characters */
+#define OPC__WALK_UNKNOWN 0xffu
+
+enum { OPC__WALK_IGNORE, OPC__WALK_KEY, OPC__WALK_BARE, OPC__WALK_VALUE };
+
+typedef struct opc__walk_level {
+    uint8_t shape;
+    uint8_t slot;
+    uint8_t array; /* a struct or tuple written as an array */
+    uint8_t index; /* field or variant of the value due; in arrays: elements so far */
+    uint32_t seen; /* fields met */
+} opc__walk_level;
+
+typedef struct opc__walk {
+    opc__json json;
+    uint64_t value[OPC__SLOT_COUNT];
+    uint32_t set;  /* bit per slot */
+    uint32_t skip; /* containers open within an ignored value */
+    opcomms_err failed;
+    uint8_t root;
+    uint8_t depth;
+    uint8_t text; /* OPC__WALK_IGNORE.. of the string under way */
+    uint8_t slot; /* of a VALUE; of a BARE the slot of its enum */
+    uint8_t shape; /* of a BARE */
+    uint8_t name_len; /* OPC__WALK_NAME: too long to be known */
+    char name[OPC__WALK_NAME];
+    opc__walk_level level[OPC__WALK_DEPTH];
+} opc__walk;
+
+/* Receives the pieces of the texts that have a slot. */
+typedef opcomms_err (*opc__walk_text_fn)(void *user, int slot, const uint8_t *p, size_t n);
+
+OPC__FN void opc__walk_init(opc__walk *w, int root) {
+    OPCOMMS_ASSERT(root > OPC__SHAPE_IGNORED);
+    OPCOMMS_ASSERT(root < OPC__SHAPE_COUNT);
+    memset(w, 0, sizeof *w);
+    opc__json_init(&w->json);
+    w->root = (uint8_t)root;
+}
+
+OPC__FN int opc__walk_has(const opc__walk *w, int slot) { return (w->set >> slot) & 1u; }
+
+OPC__FN void opc__walk_set(opc__walk *w, unsigned slot, uint64_t value) {
+    OPCOMMS_ASSERT(slot < OPC__SLOT_COUNT);
+    if (slot == OPC__SLOT_NONE) return;
+    w->value[slot] = value;
+    w->set |= (uint32_t)1u << slot;
+}
+
+/* The index of the name just read, or OPC__WALK_UNKNOWN. */
+OPC__FN unsigned opc__walk_find(const opc__walk *w, const opc__shape *s) {
+    unsigned i;
+    for (i = 0; i < s->count; i++) {
+        size_t len = strlen(s->field[i].name);
+        OPCOMMS_ASSERT(len < OPC__WALK_NAME);
+        if (len == w->name_len && memcmp(s->field[i].name, w->name, len) == 0) return i;
+    }
+    return OPC__WALK_UNKNOWN;
+}
+
+/* What the value that begins now has to be, and where it goes. */
+OPC__FN opcomms_err opc__walk_target(opc__walk *w, unsigned *shape, unsigned *slot) {
+    opc__walk_level *l;
+    const opc__shape *s;
+    unsigned i;
+    *shape = w->root;
+    *slot = OPC__SLOT_TOP;
+    if (w->depth == 0) return OPCOMMS_OK;
+    l = &w->level[w->depth - 1u];
+    s = &opc__shape_table[l->shape];
+    i = l->index;
+    if (l->array) {
+        if (i >= s->count) return OPCOMMS_E_PROTOCOL; /* one element too many */
+        l->index++;
+    }
+    if (s->kind == OPC__KIND_TUPLE) {
+        *shape = s->other;
+        *slot = l->slot == OPC__SLOT_NONE ? (unsigned)OPC__SLOT_NONE : l->slot + i;
+        return OPCOMMS_OK;
+    }
+    if (i == OPC__WALK_UNKNOWN) {
+        *shape = OPC__SHAPE_IGNORED;
+        *slot = OPC__SLOT_NONE;
+        return OPCOMMS_OK;
+    }
+    OPCOMMS_ASSERT(i < s->count);
+    *shape = s->field[i].shape;
+    *slot = s->field[i].slot;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__walk_push(opc__walk *w, unsigned shape, unsigned slot, int array) {
+    opc__walk_level *l;
+    OPCOMMS_ASSERT(w->depth < OPC__WALK_DEPTH);
+    l = &w->level[w->depth++];
+    l->shape = (uint8_t)shape;
+    l->slot = (uint8_t)slot;
+    l->array = array ? 1 : 0;
+    l->index = array ? 0 : OPC__WALK_UNKNOWN;
+    l->seen = 0;
+    return OPCOMMS_OK;
+}
+
+OPC__FN void opc__walk_text(opc__walk *w, int text, unsigned slot) {
+    w->text = (uint8_t)text;
+    w->slot = (uint8_t)slot;
+    w->name_len = 0;
+}
+
+/* A value of `shape` begins with token t (or is it, when it is a scalar). */
+OPC__FN opcomms_err opc__walk_value(opc__walk *w, const opc__json_token *t) {
+    unsigned shape, slot;
+    const opc__shape *s;
+    int k = t->kind;
+    opcomms_err rc = opc__walk_target(w, &shape, &slot);
+    if (rc != OPCOMMS_OK) return rc;
+    s = &opc__shape_table[shape];
+    switch (s->kind) {
+    case OPC__KIND_IGNORED:
+        if (k == OPC__JSON_OBJECT || k == OPC__JSON_ARRAY) w->skip = 1;
+        opc__walk_text(w, OPC__WALK_IGNORE, OPC__SLOT_NONE);
+        return OPCOMMS_OK;
+    case OPC__KIND_NUMBER:
+        if (k != OPC__JSON_NUMBER || !t->is_u64 || t->u64 > s->max) return OPCOMMS_E_PROTOCOL;
+        opc__walk_set(w, slot, t->u64);
+        return OPCOMMS_OK;
+    case OPC__KIND_BOOL:
+        if (k != OPC__JSON_TRUE && k != OPC__JSON_FALSE) return OPCOMMS_E_PROTOCOL;
+        opc__walk_set(w, slot, k == OPC__JSON_TRUE);
+        return OPCOMMS_OK;
+    case OPC__KIND_TEXT:
+        if (k != OPC__JSON_TEXT) return OPCOMMS_E_PROTOCOL;
+        opc__walk_text(w, OPC__WALK_VALUE, slot);
+        opc__walk_set(w, slot, 0);
+        return OPCOMMS_OK;
+    case OPC__KIND_UNIT: return k == OPC__JSON_NULL ? OPCOMMS_OK : OPCOMMS_E_PROTOCOL;
+    case OPC__KIND_STRUCT:
+        if (k == OPC__JSON_NULL && (s->flags & OPC__SHAPE_OR_NULL)) return OPCOMMS_OK;
+        if (k != OPC__JSON_OBJECT && k != OPC__JSON_ARRAY) return OPCOMMS_E_PROTOCOL;
+        return opc__walk_push(w, shape, slot, k == OPC__JSON_ARRAY);
+    case OPC__KIND_TUPLE:
+        if (k == OPC__JSON_NUMBER && (s->flags & OPC__SHAPE_OR_NUMBER) && t->is_u64) {
+            opc__walk_set(w, slot, t->u64);
+            return OPCOMMS_OK;
+        }
+        if (k != OPC__JSON_ARRAY) return OPCOMMS_E_PROTOCOL;
+        return opc__walk_push(w, shape, slot, 1);
+    default: break;
+    }
+    OPCOMMS_ASSERT(s->kind == OPC__KIND_ENUM);
+    if (k == OPC__JSON_OBJECT) return opc__walk_push(w, shape, slot, 0);
+    if ((k == OPC__JSON_TRUE || k == OPC__JSON_FALSE) && (s->flags & OPC__SHAPE_OR_BOOL)) {
+        opc__walk_set(w, s->other, k == OPC__JSON_TRUE);
+        return OPCOMMS_OK;
+    }
+    if (k != OPC__JSON_TEXT) return OPCOMMS_E_PROTOCOL;
+    opc__walk_text(w, OPC__WALK_BARE, slot);
+    w->shape = (uint8_t)shape;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__walk_key(opc__walk *w) {
+    opc__walk_level *l = &w->level[w->depth - 1u];
+    const opc__shape *s = &opc__shape_table[l->shape];
+    unsigned i = opc__walk_find(w, s);
+    OPCOMMS_ASSERT(!l->array);
+    if (s->kind == OPC__KIND_ENUM) {
+        if (l->seen != 0) return OPCOMMS_E_PROTOCOL; /* a second key */
+        if (i == OPC__WALK_UNKNOWN) return OPCOMMS_E_PROTOCOL;
+        opc__walk_set(w, l->slot, i);
+    } else if (i == OPC__WALK_UNKNOWN) {
+        if (s->flags & OPC__SHAPE_STRICT) return OPCOMMS_E_PROTOCOL;
+    } else if ((l->seen >> i) & 1u) {
+        return OPCOMMS_E_PROTOCOL; /* a known key twice */
+    }
+    if (i != OPC__WALK_UNKNOWN) l->seen |= (uint32_t)1u << i;
+    l->index = (uint8_t)i;
+    return OPCOMMS_OK;
+}
+
+/* An enum written as a bare string: only a variant that holds nothing. */
+OPC__FN opcomms_err opc__walk_bare(opc__walk *w) {
+    const opc__shape *s = &opc__shape_table[w->shape];
+    unsigned i = opc__walk_find(w, s);
+    if (i == OPC__WALK_UNKNOWN || s->field[i].shape != OPC__SHAPE_UNIT) return OPCOMMS_E_PROTOCOL;
+    opc__walk_set(w, w->slot, i);
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__walk_close(opc__walk *w) {
+    const opc__walk_level *l;
+    const opc__shape *s;
+    unsigned i;
+    OPCOMMS_ASSERT(w->depth > 0);
+    l = &w->level[w->depth - 1u];
+    s = &opc__shape_table[l->shape];
+    w->depth--;
+    if (l->array) return l->index == s->count ? OPCOMMS_OK : OPCOMMS_E_PROTOCOL;
+    if (s->kind == OPC__KIND_ENUM) return l->seen != 0 ? OPCOMMS_OK : OPCOMMS_E_PROTOCOL;
+    for (i = 0; i < s->count; i++) {
+        if (!s->field[i].optional && !((l->seen >> i) & 1u)) return OPCOMMS_E_PROTOCOL;
+    }
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__walk_piece(opc__walk *w, const opc__json_token *t, opc__walk_text_fn text,
+                                    void *user) {
+    if (w->text == OPC__WALK_IGNORE) return OPCOMMS_OK;
+    if (w->text == OPC__WALK_VALUE) {
+        w->value[w->slot] += t->n;
+        return text(user, w->slot, t->p, t->n);
+    }
+    OPCOMMS_ASSERT(w->name_len <= OPC__WALK_NAME);
+    if (t->n >= (size_t)(OPC__WALK_NAME - w->name_len)) {
+        w->name_len = OPC__WALK_NAME;
+        return OPCOMMS_OK;
+    }
+    memcpy(w->name + w->name_len, t->p, t->n);
+    w->name_len = (uint8_t)(w->name_len + t->n);
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__walk_token(opc__walk *w, const opc__json_token *t, opc__walk_text_fn text,
+                                    void *user) {
+    int open = t->kind == OPC__JSON_OBJECT || t->kind == OPC__JSON_ARRAY;
+    int close = t->kind == OPC__JSON_OBJECT_END || t->kind == OPC__JSON_ARRAY_END;
+    if (w->skip > 0) {
+        if (open) w->skip++;
+        if (close) w->skip--;
+        return OPCOMMS_OK; /* texts in there are IGNORE already */
+    }
+    if (close) return opc__walk_close(w);
+    if (t->kind == OPC__JSON_PIECE) return opc__walk_piece(w, t, text, user);
+    if (t->kind == OPC__JSON_TEXT_END) {
+        if (w->text == OPC__WALK_KEY) return opc__walk_key(w);
+        if (w->text == OPC__WALK_BARE) return opc__walk_bare(w);
+        return OPCOMMS_OK;
+    }
+    if (t->kind == OPC__JSON_TEXT && t->key) {
+        OPCOMMS_ASSERT(w->depth > 0);
+        opc__walk_text(w, OPC__WALK_KEY, OPC__SLOT_NONE);
+        return OPCOMMS_OK;
+    }
+    return opc__walk_value(w, t);
+}
+
+/* Feeds bytes of the document. Any error stays: later calls return it again. */
+OPC__FN opcomms_err opc__walk_feed(opc__walk *w, const uint8_t *p, size_t n, opc__walk_text_fn text,
+                                   void *user) {
+    const uint8_t *at = p;
+    OPCOMMS_ASSERT(p != NULL || n == 0);
+    while (n > 0 && w->failed == OPCOMMS_OK) {
+        opc__json_token t;
+        w->failed = opc__json_step(&w->json, &at, p + n, &t);
+        if (w->failed != OPCOMMS_OK || t.kind == OPC__JSON_MORE) break;
+        w->failed = opc__walk_token(w, &t, text, user);
+    }
+    return w->failed;
+}
+
+OPC__FN opcomms_err opc__walk_end(opc__walk *w) {
+    if (w->failed == OPCOMMS_OK && !opc__json_done(&w->json)) w->failed = OPCOMMS_E_PROTOCOL;
+    OPCOMMS_ASSERT(w->failed != OPCOMMS_OK || w->depth == 0);
+    OPCOMMS_ASSERT(w->failed != OPCOMMS_OK || w->skip == 0);
+    return w->failed;
+}
+
+/* >>tarpc ==== L2 ==== the reference's requests and answers: parsers and writers */
+
+#define OPC__DEST_MAX 1024u                           /* longest destination hash text kept */
+#define OPC__DEADLINE_MAX ((uint64_t)1 << 53)         /* milliseconds; longer is clamped to it */
+#define OPC__DEADLINE_DEFAULT 10000u                  /* when the context has none */
+
+enum {
+    OPC__REQ_SEND = 1,
+    OPC__REQ_GET,
+    OPC__REQ_ACK,
+    OPC__REQ_PING,
+    OPC__REQ_CANCEL
+};
+
+typedef struct opc__request {
+    int kind;
+    uint64_t id; /* of CANCEL: the request meant */
+    uint64_t deadline_ms;
+    uint8_t from_id; /* of SEND */
+    uint8_t dest_id; /* of SEND, GET, ACK */
+    uint64_t uid;    /* of ACK */
+    uint32_t dest_len;
+    int dest_cut; /* the text was longer than OPC__DEST_MAX; the rest is lost */
+    uint8_t dest[OPC__DEST_MAX];
+    uint64_t msg_bytes;
+} opc__request;
+
+/* Pieces of the decoded "msg", in order, valid UTF-8 as a whole but cut anywhere. An error ends the
+   parse and is returned by feed. What was delivered counts only if the request's end succeeds. */
+typedef opcomms_err (*opc__data_fn)(void *user, const uint8_t *p, size_t n);
+
+typedef struct opc__request_parser {
+    opc__walk walk;
+    opc__data_fn msg;
+    void *user;
+    opc__request request;
+} opc__request_parser;
+OPC__STATIC_ASSERT(request_parser, sizeof(opc__request_parser) <= 2560u);
+
+/* Call at the beginning of each frame. msg may be NULL. */
+OPC__FN void opc__request_begin(opc__request_parser *q, opc__data_fn msg, void *user) {
+    opc__walk_init(&q->walk, OPC__SHAPE_CLIENT);
+    memset(&q->request, 0, offsetof(opc__request, dest));
+    q->request.msg_bytes = 0;
+    q->msg = msg;
+    q->user = user;
+}
+
+OPC__FN opcomms_err opc__request_text(void *user, int slot, const uint8_t *p, size_t n) {
+    opc__request_parser *q = (opc__request_parser *)user;
+    opc__request *r = &q->request;
+    size_t room = OPC__DEST_MAX - r->dest_len;
+    if (slot == OPC__SLOT_MSG) return q->msg != NULL ? q->msg(q->user, p, n) : OPCOMMS_OK;
+    OPCOMMS_ASSERT(slot == OPC__SLOT_HASH);
+    OPCOMMS_ASSERT(r->dest_len <= OPC__DEST_MAX);
+    if (n > room) {
+        n = room;
+        r->dest_cut = 1;
+    }
+    if (n > 0) memcpy(r->dest + r->dest_len, p, n);
+    r->dest_len += (uint32_t)n;
+    return OPCOMMS_OK;
+}
+
+/* OPCOMMS_E_PROTOCOL for whatever the reference would close the connection for; or what the msg
+   callback returned. */
+OPC__FN opcomms_err opc__request_feed(opc__request_parser *q, const uint8_t *p, size_t n) {
+    return opc__walk_feed(&q->walk, p, n, opc__request_text, q);
+}
+
+/* Deadlines of any size are accepted: nanos of 10^9 and more carry, all is clamped. */
+OPC__FN uint64_t opc__request_deadline(const opc__walk *w) {
+    uint64_t secs = w->value[OPC__SLOT_SECS], ms;
+    if (!opc__walk_has(w, OPC__SLOT_SECS)) return OPC__DEADLINE_DEFAULT;
+    if (secs > OPC__DEADLINE_MAX / 1000u) return OPC__DEADLINE_MAX;
+    ms = secs * 1000u + w->value[OPC__SLOT_NANOS] / 1000000u;
+    return ms < OPC__DEADLINE_MAX ? ms : OPC__DEADLINE_MAX;
+}
+
+/* Call at the last byte of the frame. *out lives in the parser until the next begin. */
+OPC__FN opcomms_err opc__request_end(opc__request_parser *q, const opc__request **out) {
+    opc__walk *w = &q->walk;
+    opc__request *r = &q->request;
+    opcomms_err rc = opc__walk_end(w);
+    if (rc != OPCOMMS_OK) return rc;
+    OPCOMMS_ASSERT(opc__walk_has(w, OPC__SLOT_TOP));
+    OPCOMMS_ASSERT(opc__walk_has(w, OPC__SLOT_ID));
+    r->id = w->value[OPC__SLOT_ID];
+    r->kind = OPC__REQ_CANCEL;
+    if (w->value[OPC__SLOT_TOP] == 0) r->kind = OPC__REQ_SEND + (int)w->value[OPC__SLOT_CALL];
+    r->deadline_ms = opc__request_deadline(w);
+    r->from_id = (uint8_t)w->value[OPC__SLOT_FROM_ID];
+    r->dest_id = (uint8_t)w->value[OPC__SLOT_IDENT_ID];
+    r->uid = w->value[OPC__SLOT_UID];
+    r->msg_bytes = w->value[OPC__SLOT_MSG];
+    OPCOMMS_ASSERT(r->kind <= OPC__REQ_CANCEL);
+    *out = r;
+    return OPCOMMS_OK;
+}
+
+enum {
+    OPC__RES_SEND = 1,
+    OPC__RES_GET,
+    OPC__RES_ACK,
+    OPC__RES_PING,
+    OPC__RES_ERROR,       /* the call named by `call` failed: Err of Send, Get, Ack or Ping */
+    OPC__RES_SERVER_ERROR /* the server did not carry out the request */
+};
+enum { OPC__RERR_MUTEX = 1, OPC__RERR_PARSE, OPC__RERR_TOO_LARGE, OPC__RERR_RATE };
+
+typedef struct opc__response {
+    int kind;
+    int call; /* OPC__RES_SEND.. also of OPC__RES_ERROR; 0 of OPC__RES_SERVER_ERROR */
+    uint64_t request_id;
+    int flag;             /* Ok(true/false); of GET: 1 a message is present, 0 null */
+    int error;            /* OPC__RERR_* of OPC__RES_ERROR */
+    uint64_t limit_kb;    /* of OPC__RERR_TOO_LARGE */
+    uint64_t got_kb;      /* the same; 0 from servers that do not tell */
+    uint32_t server_kind; /* of OPC__RES_SERVER_ERROR, 0 to 17; unknown ones are 16, Other */
+    char detail[160];     /* error text, cut between characters, control characters as '?' */
+    uint64_t uid;         /* this and below of GET with a message */
+    uint8_t from_id;
+    uint32_t from_len;
+    uint8_t from[128];
+    int from_cut;
+    uint64_t msg_bytes;
+} opc__response;
+
+typedef struct opc__response_parser {
+    opc__walk walk;
+    opc__data_fn msg;
+    void *user;
+    size_t detail_len;
+    opc__response response;
+} opc__response_parser;
+OPC__STATIC_ASSERT(response_parser, sizeof(opc__response_parser) <= 2560u);
+
+/* Call at the beginning of each frame. msg gets the pieces of Get's message and may be NULL. */
+OPC__FN void opc__response_begin(opc__response_parser *q, opc__data_fn msg, void *user) {
+    memset(q, 0, sizeof *q);
+    opc__walk_init(&q->walk, OPC__SHAPE_RESPONSE);
+    q->msg = msg;
+    q->user = user;
+}
+
+OPC__FN opcomms_err opc__response_text(void *user, int slot, const uint8_t *p, size_t n) {
+    opc__response_parser *q = (opc__response_parser *)user;
+    opc__response *r = &q->response;
+    size_t i;
+    if (slot == OPC__SLOT_MSG) return q->msg != NULL ? q->msg(q->user, p, n) : OPCOMMS_OK;
+    if (slot == OPC__SLOT_HASH) {
+        size_t room = sizeof r->from - r->from_len;
+        if (n > room) {
+            n = room;
+            r->from_cut = 1;
+        }
+        if (n > 0) memcpy(r->from + r->from_len, p, n);
+        r->from_len += (uint32_t)n;
+        return OPCOMMS_OK;
+    }
+    OPCOMMS_ASSERT(slot == OPC__SLOT_DETAIL);
+    OPCOMMS_ASSERT(q->detail_len < sizeof r->detail);
+    for (i = 0; i < n && q->detail_len < sizeof r->detail - 1; i++) {
+        r->detail[q->detail_len++] = p[i] < 0x20 || p[i] == 0x7f ? '?' : (char)p[i];
+    }
+    return OPCOMMS_OK;
+}
+
+/* As opc__request_feed, with what the reference's client takes and the newer error variants. */
+OPC__FN opcomms_err opc__response_feed(opc__response_parser *q, const uint8_t *p, size_t n) {
+    return opc__walk_feed(&q->walk, p, n, opc__response_text, q);
+}
+
+/* A text that was cut must not end within a character. */
+OPC__FN void opc__response_trim(char *s, size_t len) {
+    while (len > 0 && !opc__str_utf8_valid((const uint8_t *)s, len)) len--;
+    s[len] = 0;
+}
+
+OPC__FN void opc__response_error(const opc__walk *w, opc__response *r) {
+    opc__text t;
+    r->kind = OPC__RES_ERROR;
+    r->error = OPC__RERR_MUTEX + (int)w->value[OPC__SLOT_ERROR];
+    OPCOMMS_ASSERT(r->error <= OPC__RERR_RATE);
+    if (r->error == OPC__RERR_MUTEX || r->error == OPC__RERR_PARSE) return;
+    opc__text_init(&t, r->detail, sizeof r->detail);
+    if (r->error == OPC__RERR_RATE) {
+        opc__text_str(&t, "the rate limit is exceeded");
+        return;
+    }
+    r->limit_kb = w->value[OPC__SLOT_LIMIT];
+    r->got_kb = w->value[OPC__SLOT_GOT];
+    opc__text_str(&t, "the message is too large, the limit is ");
+    opc__text_u64(&t, r->limit_kb);
+    opc__text_str(&t, " KB");
+}
+
+/* Call at the last byte of the frame. *out lives in the parser until the next begin. */
+OPC__FN opcomms_err opc__response_end(opc__response_parser *q, const opc__response **out) {
+    opc__walk *w = &q->walk;
+    opc__response *r = &q->response;
+    opcomms_err rc = opc__walk_end(w);
+    if (rc != OPCOMMS_OK) return rc;
+    OPCOMMS_ASSERT(opc__walk_has(w, OPC__SLOT_ID));
+    OPCOMMS_ASSERT(opc__walk_has(w, OPC__SLOT_TOP));
+    r->request_id = w->value[OPC__SLOT_ID];
+    opc__response_trim(r->detail, q->detail_len);
+    if (w->value[OPC__SLOT_TOP] == 1) {
+        r->kind = OPC__RES_SERVER_ERROR;
+        r->server_kind = w->value[OPC__SLOT_KIND] <= 17u ? (uint32_t)w->value[OPC__SLOT_KIND] : 16u;
+    } else {
+        r->call = OPC__RES_SEND + (int)w->value[OPC__SLOT_CALL];
+        r->kind = r->call;
+        OPCOMMS_ASSERT(r->call <= OPC__RES_PING);
+        r->flag = (int)w->value[OPC__SLOT_FLAG];
+        if (w->value[OPC__SLOT_OUTCOME] == 1) {
+            opc__response_error(w, r);
+        } else if (r->call == OPC__RES_GET && opc__walk_has(w, OPC__SLOT_UID)) {
+            r->flag = 1;
+            r->uid = w->value[OPC__SLOT_UID];
+            r->from_id = (uint8_t)w->value[OPC__SLOT_IDENT_ID];
+            r->msg_bytes = w->value[OPC__SLOT_MSG];
+        }
+    }
+    *out = r;
+    return OPCOMMS_OK;
+}
+
+/* Writers. Exact bytes of the reference: no white space, its field order, no NUL behind. All return
+   the length, or 0 when cap is too small. */
+
+#define OPC__TARPC_SEND_TAIL "\"}}}}"
+#define OPC__TARPC_GET_TAIL "\"}}}}}"
+
+OPC__FN void opc__tarpc_str(opc__wr *w, const char *s) { opc__wr_bytes(w, s, strlen(s)); }
+
+OPC__FN void opc__tarpc_u64(opc__wr *w, uint64_t v) {
+    char digits[24];
+    opc__text t;
+    opc__text_init(&t, digits, sizeof digits);
+    opc__text_u64(&t, v);
+    OPCOMMS_ASSERT(!t.cut);
+    opc__wr_bytes(w, t.p, t.len);
+}
+
+OPC__FN void opc__tarpc_escaped(opc__wr *w, const uint8_t *p, size_t n) {
+    opc__render r;
+    size_t i;
+    opc__render_init(&r, OPC__RENDER_TEXT);
+    for (i = 0; i < n; i++) {
+        uint8_t text[6];
+        opc__wr_bytes(w, text, opc__render_byte(&r, p[i], text));
+    }
+}
+
+OPC__FN size_t opc__tarpc_done(const opc__wr *w) { return w->full ? 0 : opc__wr_len(w); }
+
+OPC__FN void opc__tarpc_trace(opc__wr *w, uint64_t span_id) {
+    opc__tarpc_str(w, "\"trace_context\":{\"trace_id\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],"
+                      "\"span_id\":");
+    opc__tarpc_u64(w, span_id);
+    opc__tarpc_str(w, ",\"sampling_decision\":\"Unsampled\"}");
+}
+
+/* Up to and including "message": */
+OPC__FN void opc__tarpc_open(opc__wr *w, uint64_t id, uint64_t deadline_us, uint64_t span_id) {
+    opc__tarpc_str(w, "{\"Request\":{\"context\":{\"deadline\":{\"secs\":");
+    opc__tarpc_u64(w, deadline_us / 1000000u);
+    opc__tarpc_str(w, ",\"nanos\":");
+    opc__tarpc_u64(w, deadline_us % 1000000u * 1000u);
+    opc__tarpc_str(w, "},");
+    opc__tarpc_trace(w, span_id);
+    opc__tarpc_str(w, "},\"id\":");
+    opc__tarpc_u64(w, id);
+    opc__tarpc_str(w, ",\"message\":");
+}
+
+/* deadline_us: microseconds left. span_id: random, not zero. */
+OPC__FN size_t opc__tarpc_ping(uint8_t *out, size_t cap, uint64_t id, uint64_t deadline_us,
+                               uint64_t span_id) {
+    opc__wr w;
+    opc__wr_init(&w, out, cap);
+    opc__tarpc_open(&w, id, deadline_us, span_id);
+    opc__tarpc_str(&w, "{\"Ping\":{}}}}");
+    return opc__tarpc_done(&w);
+}
+
+OPC__FN size_t opc__tarpc_get(uint8_t *out, size_t cap, uint64_t id, uint64_t deadline_us,
+                              uint64_t span_id, uint8_t dest_id) {
+    opc__wr w;
+    opc__wr_init(&w, out, cap);
+    opc__tarpc_open(&w, id, deadline_us, span_id);
+    opc__tarpc_str(&w, "{\"Get\":{\"dest_id\":");
+    opc__tarpc_u64(&w, dest_id);
+    opc__tarpc_str(&w, "}}}}");
+    return opc__tarpc_done(&w);
+}
+
+OPC__FN size_t opc__tarpc_ack(uint8_t *out, size_t cap, uint64_t id, uint64_t deadline_us,
+                              uint64_t span_id, uint8_t dest_id, uint64_t uid) {
+    opc__wr w;
+    opc__wr_init(&w, out, cap);
+    opc__tarpc_open(&w, id, deadline_us, span_id);
+    opc__tarpc_str(&w, "{\"Ack\":{\"dest_id\":");
+    opc__tarpc_u64(&w, dest_id);
+    opc__tarpc_str(&w, ",\"uid\":");
+    opc__tarpc_u64(&w, uid);
+    opc__tarpc_str(&w, "}}}}");
+    return opc__tarpc_done(&w);
+}
+
+OPC__FN size_t opc__tarpc_cancel(uint8_t *out, size_t cap, uint64_t id, uint64_t span_id) {
+    opc__wr w;
+    opc__wr_init(&w, out, cap);
+    opc__tarpc_str(&w, "{\"Cancel\":{");
+    opc__tarpc_trace(&w, span_id);
+    opc__tarpc_str(&w, ",\"request_id\":");
+    opc__tarpc_u64(&w, id);
+    opc__tarpc_str(&w, "}}");
+    return opc__tarpc_done(&w);
+}
+
+/* Everything before the message's text; the caller renders that, then OPC__TARPC_SEND_TAIL. */
+OPC__FN size_t opc__tarpc_send_head(uint8_t *out, size_t cap, uint64_t id, uint64_t deadline_us,
+                                    uint64_t span_id, uint8_t from_id, const uint8_t *dest,
+                                    size_t dest_len, uint8_t dest_id) {
+    opc__wr w;
+    opc__wr_init(&w, out, cap);
+    opc__tarpc_open(&w, id, deadline_us, span_id);
+    opc__tarpc_str(&w, "{\"Send\":{\"from_id\":");
+    opc__tarpc_u64(&w, from_id);
+    opc__tarpc_str(&w, ",\"dest\":{\"pubkey_hash\":\"");
+    opc__tarpc_escaped(&w, dest, dest_len);
+    opc__tarpc_str(&w, "\",\"id\":");
+    opc__tarpc_u64(&w, dest_id);
+    opc__tarpc_str(&w, "},\"msg\":\"");
+    return opc__tarpc_done(&w);
+}
+
+/* Up to and including "message": */
+OPC__FN void opc__tarpc_reply(opc__wr *w, uint64_t request_id) {
+    opc__tarpc_str(w, "{\"request_id\":");
+    opc__tarpc_u64(w, request_id);
+    opc__tarpc_str(w, ",\"message\":");
+}
+
+OPC__FN size_t opc__tarpc_reply_flag(uint8_t *out, size_t cap, uint64_t request_id,
+                                     const char *before, int ok, const char *after) {
+    opc__wr w;
+    opc__wr_init(&w, out, cap);
+    opc__tarpc_reply(&w, request_id);
+    opc__tarpc_str(&w, before);
+    opc__tarpc_str(&w, ok ? "true" : "false");
+    opc__tarpc_str(&w, after);
+    return opc__tarpc_done(&w);
+}
+
+OPC__FN size_t opc__tarpc_reply_send(uint8_t *out, size_t cap, uint64_t request_id, int ok) {
+    return opc__tarpc_reply_flag(out, cap, request_id, "{\"Ok\":{\"Send\":{\"Ok\":", ok, "}}}}");
+}
+
+OPC__FN size_t opc__tarpc_reply_ack(uint8_t *out, size_t cap, uint64_t request_id, int ok) {
+    return opc__tarpc_reply_flag(out, cap, request_id, "{\"Ok\":{\"Ack\":{\"Ok\":", ok, "}}}}");
+}
+
+/* The reference of v0.5.0 sends and takes a bare bool; later ones wrap it like the others. */
+OPC__FN size_t opc__tarpc_reply_ping(uint8_t *out, size_t cap, uint64_t request_id, int ok,
+                                     int newer_form) {
+    if (newer_form) {
+        return opc__tarpc_reply_flag(out, cap, request_id, "{\"Ok\":{\"Ping\":{\"Ok\":", ok,
+                                     "}}}}");
+    }
+    return opc__tarpc_reply_flag(out, cap, request_id, "{\"Ok\":{\"Ping\":", ok, "}}}");
+}
+
+OPC__FN size_t opc__tarpc_reply_get_null(uint8_t *out, size_t cap, uint64_t request_id) {
+    opc__wr w;
+    opc__wr_init(&w, out, cap);
+    opc__tarpc_reply(&w, request_id);
+    opc__tarpc_str(&w, "{\"Ok\":{\"Get\":{\"Ok\":null}}}}");
+    return opc__tarpc_done(&w);
+}
+
+/* Everything before the message's text; the caller renders that, then OPC__TARPC_GET_TAIL. */
+OPC__FN size_t opc__tarpc_reply_get_head(uint8_t *out, size_t cap, uint64_t request_id,
+                                         uint64_t uid, const uint8_t *from, size_t from_len,
+                                         uint8_t from_id) {
+    opc__wr w;
+    opc__wr_init(&w, out, cap);
+    opc__tarpc_reply(&w, request_id);
+    opc__tarpc_str(&w, "{\"Ok\":{\"Get\":{\"Ok\":{\"uid\":");
+    opc__tarpc_u64(&w, uid);
+    opc__tarpc_str(&w, ",\"from\":{\"pubkey_hash\":\"");
+    opc__tarpc_escaped(&w, from, from_len);
+    opc__tarpc_str(&w, "\",\"id\":");
+    opc__tarpc_u64(&w, from_id);
+    opc__tarpc_str(&w, "},\"msg\":\"");
+    return opc__tarpc_done(&w);
+}
+
+/* call: OPC__RES_SEND to OPC__RES_PING; variant_json: as {"MutexError":"storage"}. A peer of v0.5.0
+   cannot parse an Err of Ping, nor variants other than MutexError and ParseError. */
+OPC__FN size_t opc__tarpc_reply_error(uint8_t *out, size_t cap, uint64_t request_id, int call,
+                                      const char *variant_json) {
+    opc__wr w;
+    OPCOMMS_ASSERT(call >= OPC__RES_SEND);
+    OPCOMMS_ASSERT(call <= OPC__RES_PING);
+    opc__wr_init(&w, out, cap);
+    opc__tarpc_reply(&w, request_id);
+    opc__tarpc_str(&w, "{\"Ok\":{\"");
+    opc__tarpc_str(&w, opc__shape_answer[call - OPC__RES_SEND].name);
+    opc__tarpc_str(&w, "\":{\"Err\":");
+    opc__tarpc_str(&w, variant_json);
+    opc__tarpc_str(&w, "}}}}");
+    return opc__tarpc_done(&w);
+}
+
+/* kind: PROTOCOL numbers as 10 WouldBlock, 16 Other; detail: UTF-8 text. */
+OPC__FN size_t opc__tarpc_reply_server_error(uint8_t *out, size_t cap, uint64_t request_id,
+                                             uint32_t kind, const char *detail) {
+    opc__wr w;
+    opc__wr_init(&w, out, cap);
+    opc__tarpc_reply(&w, request_id);
+    opc__tarpc_str(&w, "{\"Err\":{\"kind\":");
+    opc__tarpc_u64(&w, kind);
+    opc__tarpc_str(&w, ",\"detail\":\"");
+    opc__tarpc_escaped(&w, (const uint8_t *)detail, strlen(detail));
+    opc__tarpc_str(&w, "\"}}}");
+    return opc__tarpc_done(&w);
+}
+
+/* >>yaml ==== L2 ==== the YAML of the reference's files: one mapping of text to text or list */
+
+/* Block and flow (JSON) form, comments, quotes, CRLF, BOM, "---" and "...". What is exotic
+   (anchors, tags, block scalars, explicit keys, multi-line scalars) is refused, never misread.
+   Events go to `on`; an error ends the parse and is returned. */
+#define OPC__YAML_TEXT 2048u
+
+enum { OPC__YAML_KEY = 0, OPC__YAML_SCALAR, OPC__YAML_NULL, OPC__YAML_LIST, OPC__YAML_ITEM };
+
+/* Returns NULL, or what is wrong. NULL scalars carry their spelling too. */
+typedef const char *(*opc__yaml_fn)(void *user, int event, const char *text, size_t len);
+
+typedef struct opc__yaml {
+    const char *p;
+    const char *end;
+    uint32_t line;
+    const char *line_start;
+    opc__yaml_fn on;
+    void *user;
+    char text[OPC__YAML_TEXT];
+    size_t len;
+    int quoted;
+} opc__yaml;
+
+OPC__FN int opc__yaml_at(const opc__yaml *y, char c) { return y->p < y->end && *y->p == c; }
+OPC__FN int opc__yaml_eol(const opc__yaml *y) {
+    return y->p == y->end || *y->p == '\n' || *y->p == '\r';
+}
+OPC__FN int opc__yaml_gap(const opc__yaml *y, const char *p) {
+    return p >= y->end || *p == ' ' || *p == '\t' || *p == '\n' || *p == '\r';
+}
+
+OPC__FN void opc__yaml_newline(opc__yaml *y) {
+    if (opc__yaml_at(y, '\r')) y->p++;
+    if (opc__yaml_at(y, '\n')) y->p++;
+    y->line++;
+    y->line_start = y->p;
+}
+
+OPC__FN void opc__yaml_spaces(opc__yaml *y) {
+    while (y->p < y->end && (*y->p == ' ' || *y->p == '\t')) y->p++;
+}
+
+/* Spaces and a comment up to the end of the line; 0 when something else stands there. */
+OPC__FN int opc__yaml_rest(opc__yaml *y) {
+    const char *start = y->p;
+    opc__yaml_spaces(y);
+    if (opc__yaml_at(y, '#') && (y->p > start || y->p == y->line_start)) {
+        while (!opc__yaml_eol(y)) y->p++;
+    }
+    return opc__yaml_eol(y);
+}
+
+/* Goes to the first character of the next line that has content; NULL or an error. */
+OPC__FN const char *opc__yaml_next_line(opc__yaml *y) {
+    for (;;) {
+        const char *p;
+        while (opc__yaml_at(y, ' ')) y->p++;
+        p = y->p;
+        if (opc__yaml_at(y, '\t')) {
+            opc__yaml_spaces(y);
+            if (!opc__yaml_eol(y) && !opc__yaml_at(y, '#')) return "a tab cannot indent";
+        }
+        if (!opc__yaml_rest(y)) {
+            y->p = p;
+            return NULL;
+        }
+        if (y->p == y->end) return NULL;
+        opc__yaml_newline(y);
+    }
+}
+
+OPC__FN size_t opc__yaml_column(const opc__yaml *y) { return (size_t)(y->p - y->line_start); }
+
+OPC__FN int opc__yaml_marker(const opc__yaml *y, const char *mark) {
+    return opc__yaml_column(y) == 0 && (size_t)(y->end - y->p) >= 3 && memcmp(y->p, mark, 3) == 0 &&
+           opc__yaml_gap(y, y->p + 3);
+}
+
+OPC__FN const char *opc__yaml_put(opc__yaml *y, const char *s, size_t n) {
+    if (n > sizeof y->text - y->len) return "the text is too long";
+    memcpy(y->text + y->len, s, n);
+    y->len += n;
+    return NULL;
+}
+
+OPC__FN const char *opc__yaml_utf8(opc__yaml *y, uint32_t u) {
+    char b[4];
+    size_t n = 0;
+    if (u >= 0xd800u && u <= 0xdfffu) return "a surrogate is no character";
+    if (u > 0x10ffffu) return "no such character";
+    if (u < 0x80u) {
+        b[n++] = (char)u;
+    } else if (u < 0x800u) {
+        b[n++] = (char)(0xc0u | (u >> 6));
+        b[n++] = (char)(0x80u | (u & 63u));
+    } else {
+        if (u >= 0x10000u) {
+            b[n++] = (char)(0xf0u | (u >> 18));
+            b[n++] = (char)(0x80u | ((u >> 12) & 63u));
+        } else {
+            b[n++] = (char)(0xe0u | (u >> 12));
+        }
+        b[n++] = (char)(0x80u | ((u >> 6) & 63u));
+        b[n++] = (char)(0x80u | (u & 63u));
+    }
+    return opc__yaml_put(y, b, n);
+}
+
+OPC__FN const char *opc__yaml_escape(opc__yaml *y) {
+    static const char from[] = "0abtnvfre\"/\\ ", to[] = "\0\a\b\t\n\v\f\r\033\"/\\ ";
+    const char *at;
+    unsigned digits = 0, i;
+    uint32_t u = 0;
+    char c;
+    if (y->p == y->end) return "the quote is not closed";
+    c = *y->p++;
+    if (c == 'x') digits = 2;
+    if (c == 'u') digits = 4;
+    if (c == 'U') digits = 8;
+    if (digits == 0) {
+        at = (const char *)memchr(from, c, sizeof from - 1);
+        if (at == NULL) return "unknown escape";
+        return opc__yaml_put(y, &to[at - from], 1);
+    }
+    for (i = 0; i < digits; i++) {
+        int v = y->p < y->end ? opc__str_hex_value((unsigned char)*y->p) : -1;
+        if (v < 0) return "bad escape";
+        u = (u << 4) | (uint32_t)v;
+        y->p++;
+    }
+    return opc__yaml_utf8(y, u);
+}
+
+OPC__FN const char *opc__yaml_quoted(opc__yaml *y) {
+    char quote = *y->p++;
+    const char *bad = NULL;
+    y->quoted = 1;
+    for (;;) {
+        char c;
+        if (opc__yaml_eol(y)) return "the quote is not closed on this line";
+        c = *y->p++;
+        if (c == quote) {
+            if (quote == '"' || !opc__yaml_at(y, '\'')) return NULL;
+            y->p++; /* '' inside '...' */
+        }
+        bad = c == '\\' && quote == '"' ? opc__yaml_escape(y) : opc__yaml_put(y, &c, 1);
+        if (bad != NULL) return bad;
+    }
+}
+
+/* A plain scalar up to ": ", " #", the end of the line, or in flow a bracket or comma. */
+OPC__FN const char *opc__yaml_plain(opc__yaml *y, int flow) {
+    const char *start = y->p, *last = y->p;
+    char c = *start;
+    if (strchr(",[]{}#&*!|>'\"%@`", c) != NULL) return "this character cannot begin a plain text";
+    if ((c == '-' || c == '?' || c == ':') && opc__yaml_gap(y, start + 1)) {
+        return "a mapping of key: value is expected";
+    }
+    while (!opc__yaml_eol(y)) {
+        c = *y->p;
+        if (c == ':' && (opc__yaml_gap(y, y->p + 1) ||
+                         (flow && y->p + 1 < y->end && strchr(",[]{}", y->p[1]) != NULL))) {
+            break;
+        }
+        if (c == '#' && y->p > start && (y->p[-1] == ' ' || y->p[-1] == '\t')) break;
+        if (flow && strchr(",[]{}", c) != NULL) break;
+        y->p++;
+        if (c != ' ' && c != '\t') last = y->p;
+    }
+    y->p = last;
+    return opc__yaml_put(y, start, (size_t)(last - start));
+}
+
+OPC__FN const char *opc__yaml_scalar(opc__yaml *y, int flow) {
+    y->len = 0;
+    y->quoted = 0;
+    if (y->p == y->end) return "the file ends in the middle";
+    if (*y->p == '"' || *y->p == '\'') return opc__yaml_quoted(y);
+    return opc__yaml_plain(y, flow);
+}
+
+/* YAML 1.1 and 1.2 agree on these spellings. */
+OPC__FN int opc__yaml_is_null(const opc__yaml *y) {
+    if (y->quoted) return 0;
+    if (y->len == 0 || (y->len == 1 && y->text[0] == '~')) return 1;
+    return y->len == 4 && (memcmp(y->text, "null", 4) == 0 || memcmp(y->text, "Null", 4) == 0 ||
+                           memcmp(y->text, "NULL", 4) == 0);
+}
+
+OPC__FN const char *opc__yaml_say(opc__yaml *y, int event) {
+    return y->on(y->user, event, y->text, y->len);
+}
+OPC__FN const char *opc__yaml_value(opc__yaml *y) {
+    return opc__yaml_say(y, opc__yaml_is_null(y) ? OPC__YAML_NULL : OPC__YAML_SCALAR);
+}
+
+/* White space, line ends and comments inside brackets. */
+OPC__FN const char *opc__yaml_flow_space(opc__yaml *y) {
+    for (;;) {
+        if (!opc__yaml_rest(y)) return NULL;
+        if (y->p == y->end) return "a bracket is not closed";
+        opc__yaml_newline(y);
+        if (opc__yaml_marker(y, "---") || opc__yaml_marker(y, "...")) return "a bracket is not closed";
+    }
+}
+
+OPC__FN const char *opc__yaml_flow_list(opc__yaml *y) {
+    const char *bad = y->on(y->user, OPC__YAML_LIST, "", 0);
+    y->p++;
+    while (bad == NULL) {
+        bad = opc__yaml_flow_space(y);
+        if (bad != NULL) return bad;
+        if (*y->p == ']') {
+            y->p++;
+            return NULL;
+        }
+        bad = opc__yaml_scalar(y, 1);
+        if (bad == NULL) bad = opc__yaml_say(y, OPC__YAML_ITEM);
+        if (bad == NULL) bad = opc__yaml_flow_space(y);
+        if (bad != NULL) return bad;
+        if (*y->p == ',') {
+            y->p++;
+        } else if (*y->p != ']') {
+            return "a comma or ] is expected";
+        }
+    }
+    return bad;
+}
+
+OPC__FN const char *opc__yaml_flow_value(opc__yaml *y) {
+    const char *bad = opc__yaml_flow_space(y);
+    if (bad != NULL) return bad;
+    if (*y->p == '[') return opc__yaml_flow_list(y);
+    if (*y->p == '{') return "a mapping cannot stand here";
+    if (*y->p == ',' || *y->p == '}') return y->on(y->user, OPC__YAML_NULL, "", 0);
+    bad = opc__yaml_scalar(y, 1);
+    return bad != NULL ? bad : opc__yaml_value(y);
+}
+
+OPC__FN const char *opc__yaml_flow_map(opc__yaml *y) {
+    y->p++;
+    for (;;) {
+        const char *bad = opc__yaml_flow_space(y);
+        if (bad != NULL) return bad;
+        if (*y->p == '}') {
+            y->p++;
+            return NULL;
+        }
+        bad = opc__yaml_scalar(y, 1);
+        if (bad == NULL) bad = opc__yaml_say(y, OPC__YAML_KEY);
+        if (bad == NULL) bad = opc__yaml_flow_space(y);
+        if (bad != NULL) return bad;
+        if (*y->p == ':') {
+            y->p++;
+            bad = opc__yaml_flow_value(y);
+        } else {
+            bad = y->on(y->user, OPC__YAML_NULL, "", 0);
+        }
+        if (bad == NULL) bad = opc__yaml_flow_space(y);
+        if (bad != NULL) return bad;
+        if (*y->p == ',') {
+            y->p++;
+        } else if (*y->p != '}') {
+            return "a comma or } is expected";
+        }
+    }
+}
+
+OPC__FN const char *opc__yaml_line_end(opc__yaml *y) {
+    if (!opc__yaml_rest(y)) return "something stands behind the value";
+    return opc__yaml_next_line(y);
+}
+
+OPC__FN const char *opc__yaml_block_list(opc__yaml *y, size_t indent) {
+    const char *bad = y->on(y->user, OPC__YAML_LIST, "", 0);
+    while (bad == NULL && y->p < y->end && opc__yaml_column(y) == indent && *y->p == '-' &&
+           opc__yaml_gap(y, y->p + 1)) {
+        y->p++;
+        if (opc__yaml_rest(y)) {
+            y->len = 0;
+            y->quoted = 0;
+            bad = opc__yaml_say(y, OPC__YAML_ITEM);
+        } else {
+            bad = opc__yaml_scalar(y, 0);
+            if (bad == NULL) bad = opc__yaml_say(y, OPC__YAML_ITEM);
+        }
+        if (bad == NULL) bad = opc__yaml_line_end(y);
+    }
+    return bad;
+}
+
+/* What follows "key:" in a block mapping. Leaves the cursor on the next line with content. */
+OPC__FN const char *opc__yaml_block_value(opc__yaml *y, size_t indent) {
+    const char *bad;
+    if (opc__yaml_rest(y)) {
+        bad = opc__yaml_next_line(y);
+        if (bad != NULL) return bad;
+        if (y->p < y->end && opc__yaml_column(y) >= indent && *y->p == '-' &&
+            opc__yaml_gap(y, y->p + 1) && !opc__yaml_marker(y, "---")) {
+            return opc__yaml_block_list(y, opc__yaml_column(y));
+        }
+        if (y->p == y->end || opc__yaml_column(y) <= indent) {
+            return y->on(y->user, OPC__YAML_NULL, "", 0);
+        }
+    }
+    if (*y->p == '[') {
+        bad = opc__yaml_flow_list(y);
+    } else if (*y->p == '{') {
+        return "a mapping cannot stand here";
+    } else {
+        bad = opc__yaml_scalar(y, 0);
+        if (bad == NULL && opc__yaml_at(y, ':')) return "a mapping cannot stand here";
+        if (bad == NULL) bad = opc__yaml_value(y);
+    }
+    if (bad == NULL) bad = opc__yaml_line_end(y);
+    if (bad == NULL && y->p < y->end && opc__yaml_column(y) > indent) {
+        return "the indentation does not fit";
+    }
+    return bad;
+}
+
+OPC__FN const char *opc__yaml_block_map(opc__yaml *y) {
+    size_t indent = opc__yaml_column(y);
+    while (y->p < y->end && !opc__yaml_marker(y, "---") && !opc__yaml_marker(y, "...")) {
+        const char *bad;
+        if (opc__yaml_column(y) != indent) return "the indentation does not fit";
+        bad = opc__yaml_scalar(y, 0);
+        if (bad != NULL) return bad;
+        opc__yaml_spaces(y);
+        if (!opc__yaml_at(y, ':')) return "a mapping of key: value is expected";
+        y->p++;
+        bad = opc__yaml_say(y, OPC__YAML_KEY);
+        if (bad == NULL) bad = opc__yaml_block_value(y, indent);
+        if (bad != NULL) return bad;
+    }
+    return NULL;
+}
+
+OPC__FN const char *opc__yaml_document(opc__yaml *y) {
+    const char *bad = opc__yaml_next_line(y);
+    if (bad == NULL && opc__yaml_marker(y, "---")) {
+        y->p += 3;
+        opc__yaml_spaces(y);
+        bad = opc__yaml_next_line(y);
+    }
+    if (bad != NULL || y->p == y->end) return bad;
+    if (*y->p == '{') {
+        bad = opc__yaml_flow_map(y);
+        if (bad == NULL) bad = opc__yaml_line_end(y);
+    } else if (!opc__yaml_marker(y, "...")) {
+        bad = opc__yaml_block_map(y);
+    }
+    if (bad == NULL && opc__yaml_marker(y, "...")) {
+        y->p += 3;
+        bad = opc__yaml_line_end(y);
+    }
+    if (bad == NULL && y->p < y->end) return "only one document, and nothing behind it";
+    return bad;
+}
+
+/* err gets the line. OPCOMMS_E_SYNTAX for everything that is wrong with the text. */
+OPC__FN opcomms_err opc__yaml_parse(const char *text, size_t len, opc__yaml_fn on, void *user,
+                                    opcomms_error *err) {
+    opc__yaml y;
+    const char *bad;
+    memset(&y, 0, offsetof(opc__yaml, text));
+    if (!opc__str_utf8_valid((const uint8_t *)text, len)) {
+        return opc__err_line(err, OPCOMMS_E_SYNTAX, 1, "the text is not UTF-8");
+    }
+    if (len >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0) { /* byte order mark */
+        text += 3;
+        len -= 3;
+    }
+    y.p = text;
+    y.end = text + len;
+    y.line = 1;
+    y.line_start = text;
+    y.on = on;
+    y.user = user;
+    bad = memchr(text, 0, len) != NULL ? "a NUL character" : opc__yaml_document(&y);
+    return bad == NULL ? OPCOMMS_OK : opc__err_line(err, OPCOMMS_E_SYNTAX, y.line, bad);
+}
+
+/* >>der ==== L2 ==== DER: a bounded reader, and a writer that works from the end */
+
+#ifdef __cplusplus
+}
+#endif
+#include <bearssl.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define OPC__DER_INT 0x02u
+#define OPC__DER_BITS 0x03u
+#define OPC__DER_OCTETS 0x04u
+#define OPC__DER_OID 0x06u
+#define OPC__DER_SEQ 0x30u
+
+/* The next element: its tag and content. X.690 10.1: definite and minimal lengths only. 0: damaged
+   or at the end. */
+OPC__FN int opc__der_next(opc__rd *r, unsigned *tag, opc__rd *content) {
+    size_t len = 0;
+    unsigned first;
+    const uint8_t *p;
+    *tag = opc__rd_u8(r);
+    first = opc__rd_u8(r);
+    if (r->bad || (*tag & 0x1fu) == 0x1fu) return 0;
+    if (first < 0x80u) {
+        len = first;
+    } else {
+        unsigned n = first & 0x7fu, i;
+        if (n == 0 || n > 3) return 0;
+        for (i = 0; i < n; i++) len = (len << 8) | opc__rd_u8(r);
+        if (r->bad || len < 0x80u || (n > 1 && len < ((size_t)1 << (8 * (n - 1))))) return 0;
+    }
+    p = opc__rd_bytes(r, len);
+    if (p == NULL) return 0;
+    opc__rd_init(content, p, len);
+    return 1;
+}
+
+OPC__FN int opc__der_expect(opc__rd *r, unsigned tag, opc__rd *content) {
+    unsigned got = 0;
+    return opc__der_next(r, &got, content) && got == tag;
+}
+
+/* A non-negative INTEGER without its leading zeros. */
+OPC__FN int opc__der_uint(opc__rd *r, const uint8_t **p, size_t *len) {
+    opc__rd c;
+    if (!opc__der_expect(r, OPC__DER_INT, &c) || opc__rd_left(&c) == 0) return 0;
+    if (c.p[0] & 0x80u) return 0;
+    while (opc__rd_left(&c) > 0 && c.p[0] == 0) c.p++;
+    *p = c.p;
+    *len = opc__rd_left(&c);
+    return 1;
+}
+
+OPC__FN int opc__der_is(const opc__rd *c, const uint8_t *bytes, size_t len) {
+    return opc__rd_left(c) == len && memcmp(c->p, bytes, len) == 0;
+}
+
+/* Prepends, so that every length is known when it is written. */
+typedef struct opc__derw {
+    uint8_t *base;
+    uint8_t *p;
+    int full;
+} opc__derw;
+
+OPC__FN void opc__derw_init(opc__derw *w, uint8_t *buf, size_t cap) {
+    w->base = buf;
+    w->p = buf + cap;
+    w->full = 0;
+}
+OPC__FN void opc__derw_bytes(opc__derw *w, const void *s, size_t n) {
+    if (w->full || n > (size_t)(w->p - w->base)) {
+        w->full = 1;
+        return;
+    }
+    w->p -= n;
+    if (n > 0) memcpy(w->p, s, n);
+}
+OPC__FN void opc__derw_u8(opc__derw *w, unsigned v) {
+    uint8_t b = (uint8_t)v;
+    opc__derw_bytes(w, &b, 1);
+}
+/* Tag and length before everything written since `end`. */
+OPC__FN void opc__derw_wrap(opc__derw *w, unsigned tag, const uint8_t *end) {
+    size_t len = (size_t)(end - w->p);
+    if (len < 0x80u) {
+        opc__derw_u8(w, (unsigned)len);
+    } else {
+        unsigned n = 0;
+        while (len > 0) {
+            opc__derw_u8(w, (unsigned)(len & 0xffu));
+            len >>= 8;
+            n++;
+        }
+        opc__derw_u8(w, 0x80u | n);
+    }
+    opc__derw_u8(w, tag);
+}
+OPC__FN void opc__derw_uint(opc__derw *w, const uint8_t *p, size_t n) {
+    const uint8_t *end = w->p;
+    while (n > 0 && p[0] == 0) {
+        p++;
+        n--;
+    }
+    opc__derw_bytes(w, p, n);
+    if (n == 0 || (p[0] & 0x80u)) opc__derw_u8(w, 0);
+    opc__derw_wrap(w, OPC__DER_INT, end);
+}
+
+/* >>key ==== L2 ==== private keys: PEM in and out, public key hash, generation */
+
+#define OPC__KEY_RSA 1
+#define OPC__KEY_EC 2
+#define OPC__KEY_DER_MAX 3072u /* PKCS#8 of RSA-4096 is 2 375 bytes */
+#define OPC__KEY_FILE_MAX 65536u
+#define OPC__KEY_SPKI_MAX 600u
+
+static const uint8_t OPC__OID_RSA[9] = {0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01};
+static const uint8_t OPC__OID_EC[7] = {0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01};
+static const uint8_t OPC__OID_P256[8] = {0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07};
+static const uint8_t OPC__OID_P384[5] = {0x2b, 0x81, 0x04, 0x00, 0x22};
+static const uint8_t OPC__OID_PKCS5[8] = {0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x05};
+
+/* A private key with its public part. The pointers inside point into `store`: not copyable. */
+typedef struct opc__key {
+    int kind;
+    unsigned bits;
+    br_rsa_private_key rsa;
+    br_ec_private_key ec;
+    uint8_t n[512];
+    size_t n_len;
+    uint8_t e[8];
+    size_t e_len;
+    uint8_t q[97]; /* uncompressed point */
+    size_t q_len;
+    uint8_t store[5 * 256];
+} opc__key;
+
+OPC__FN void opc__key_wipe(opc__key *k) { opc__mem_wipe(k, sizeof *k); }
+
+/* SubjectPublicKeyInfo (RFC 5280 4.1.2.7; RFC 3279 2.3.1: NULL parameters for RSA). */
+OPC__FN size_t opc__key_spki_write(uint8_t *out, size_t cap, const uint8_t *n, size_t n_len,
+                                   const uint8_t *e, size_t e_len, int curve, const uint8_t *q,
+                                   size_t q_len) {
+    uint8_t buf[OPC__KEY_SPKI_MAX];
+    opc__derw w;
+    const uint8_t *end, *mark;
+    size_t len;
+    opc__derw_init(&w, buf, sizeof buf);
+    end = w.p;
+    if (curve == 0) {
+        opc__derw_uint(&w, e, e_len);
+        opc__derw_uint(&w, n, n_len);
+        opc__derw_wrap(&w, OPC__DER_SEQ, end);
+    } else {
+        opc__derw_bytes(&w, q, q_len);
+    }
+    opc__derw_u8(&w, 0); /* no unused bits */
+    opc__derw_wrap(&w, OPC__DER_BITS, end);
+    mark = w.p;
+    if (curve == 0) {
+        opc__derw_wrap(&w, 0x05, w.p);
+    } else {
+        const uint8_t *oid_end = w.p;
+        if (curve == BR_EC_secp256r1) {
+            opc__derw_bytes(&w, OPC__OID_P256, sizeof OPC__OID_P256);
+        } else {
+            opc__derw_bytes(&w, OPC__OID_P384, sizeof OPC__OID_P384);
+        }
+        opc__derw_wrap(&w, OPC__DER_OID, oid_end);
+    }
+    {
+        const uint8_t *oid_end = w.p;
+        if (curve == 0) {
+            opc__derw_bytes(&w, OPC__OID_RSA, sizeof OPC__OID_RSA);
+        } else {
+            opc__derw_bytes(&w, OPC__OID_EC, sizeof OPC__OID_EC);
+        }
+        opc__derw_wrap(&w, OPC__DER_OID, oid_end);
+    }
+    opc__derw_wrap(&w, OPC__DER_SEQ, mark);
+    opc__derw_wrap(&w, OPC__DER_SEQ, end);
+    len = (size_t)(end - w.p);
+    if (w.full || len > cap) return 0;
+    memcpy(out, w.p, len);
+    return len;
+}
+
+OPC__FN size_t opc__key_spki(const opc__key *k, uint8_t *out, size_t cap) {
+    return opc__key_spki_write(out, cap, k->n, k->n_len, k->e, k->e_len,
+                               k->kind == OPC__KEY_EC ? k->ec.curve : 0, k->q, k->q_len);
+}
+
+OPC__FN void opc__key_sha256(const void *p, size_t n, uint8_t hash[32]) {
+    br_sha256_context sha;
+    br_sha256_init(&sha);
+    br_sha256_update(&sha, p, n);
+    br_sha256_out(&sha, hash);
+}
+
+OPC__FN void opc__key_hash(const opc__key *k, uint8_t hash[32]) {
+    uint8_t spki[OPC__KEY_SPKI_MAX];
+    size_t len = opc__key_spki(k, spki, sizeof spki);
+    OPCOMMS_ASSERT(len > 0);
+    opc__key_sha256(spki, len, hash);
+}
+
+/* The hash of a key as BearSSL decoded it from a certificate. */
+OPC__FN opcomms_err opc__key_spki_hash_x509(const br_x509_pkey *pk, uint8_t hash[32]) {
+    uint8_t spki[OPC__KEY_SPKI_MAX];
+    size_t len;
+    if (pk->key_type == BR_KEYTYPE_RSA) {
+        len = opc__key_spki_write(spki, sizeof spki, pk->key.rsa.n, pk->key.rsa.nlen,
+                                  pk->key.rsa.e, pk->key.rsa.elen, 0, NULL, 0);
+    } else if (pk->key_type == BR_KEYTYPE_EC && (pk->key.ec.curve == BR_EC_secp256r1 ||
+                                                 pk->key.ec.curve == BR_EC_secp384r1)) {
+        len = opc__key_spki_write(spki, sizeof spki, NULL, 0, NULL, 0, pk->key.ec.curve,
+                                  pk->key.ec.q, pk->key.ec.qlen);
+    } else {
+        return OPCOMMS_E_KEY_TYPE;
+    }
+    if (len == 0) return OPCOMMS_E_KEY_TYPE;
+    opc__key_sha256(spki, len, hash);
+    return OPCOMMS_OK;
+}
+
+/* ---- DER to key ---- */
+
+OPC__FN unsigned opc__key_bits(const uint8_t *p, size_t n) {
+    unsigned bits = (unsigned)n * 8u, top = n > 0 ? p[0] : 0;
+    if (n == 0) return 0;
+    while (!(top & 0x80u)) {
+        top <<= 1;
+        bits--;
+    }
+    return bits;
+}
+
+/* p * q == n ? Lengths at most 256 each. */
+OPC__FN int opc__key_product(const uint8_t *p, size_t p_len, const uint8_t *q, size_t q_len,
+                             const uint8_t *n, size_t n_len) {
+    uint8_t r[512];
+    size_t i, j;
+    uint8_t diff = 0;
+    OPCOMMS_ASSERT(p_len <= 256 && q_len <= 256);
+    memset(r, 0, sizeof r);
+    for (i = 0; i < p_len; i++) {
+        uint32_t carry = 0;
+        for (j = 0; j < q_len; j++) {
+            uint8_t *at = &r[sizeof r - 1 - i - j];
+            uint32_t v = (uint32_t)p[p_len - 1 - i] * q[q_len - 1 - j] + *at + carry;
+            *at = (uint8_t)v;
+            carry = v >> 8;
+        }
+        if (i + j < sizeof r) r[sizeof r - 1 - i - j] = (uint8_t)carry;
+    }
+    if (n_len > sizeof r) return 0;
+    for (i = 0; i < sizeof r - n_len; i++) diff |= r[i];
+    for (i = 0; i < n_len; i++) diff |= (uint8_t)(r[sizeof r - n_len + i] ^ n[i]);
+    opc__mem_wipe(r, sizeof r);
+    return diff == 0;
+}
+
+/* A signature made with the private part must verify with the public part: catches damage in any
+   of the five private numbers, and keeps a faulty signature from ever leaving (it would reveal a
+   factor). */
+OPC__FN int opc__key_rsa_works(const opc__key *k) {
+    static const uint8_t digest[32] = {1, 2, 3};
+    uint8_t sig[512], back[32];
+    br_rsa_public_key pub;
+    uint8_t n[512], e[8];
+    memcpy(n, k->n, k->n_len);
+    memcpy(e, k->e, k->e_len);
+    pub.n = n;
+    pub.nlen = k->n_len;
+    pub.e = e;
+    pub.elen = k->e_len;
+    if (!br_rsa_pkcs1_sign_get_default()(BR_HASH_OID_SHA256, digest, 32, &k->rsa, sig)) return 0;
+    if (!br_rsa_pkcs1_vrfy_get_default()(sig, k->n_len, BR_HASH_OID_SHA256, 32, &pub, back)) {
+        return 0;
+    }
+    return memcmp(back, digest, 32) == 0;
+}
+
+OPC__FN opcomms_err opc__key_take_rsa(opc__key *k, const uint8_t *const part[8],
+                                      const size_t len[8]) {
+    /* n e d p q dp dq iq */
+    uint64_t e = 0;
+    size_t i, at = 0;
+    unsigned char **to[5];
+    size_t *to_len[5];
+    k->bits = opc__key_bits(part[0], len[0]);
+    if (len[0] > 512 || k->bits < 2048 || k->bits > 4096) return OPCOMMS_E_KEY_TYPE;
+    if (len[1] == 0 || len[1] > 5) return OPCOMMS_E_KEY_TYPE;
+    for (i = 0; i < len[1]; i++) e = (e << 8) | part[1][i];
+    if (e < 65537u || !(e & 1u) || e > 0x1ffffffffu) return OPCOMMS_E_KEY_TYPE;
+    for (i = 3; i < 8; i++) {
+        if (len[i] == 0 || len[i] > 256) return OPCOMMS_E_KEY_DAMAGED;
+    }
+    if (!(part[0][len[0] - 1] & 1u) || !(part[3][len[3] - 1] & 1u) || !(part[4][len[4] - 1] & 1u) ||
+        !opc__key_product(part[3], len[3], part[4], len[4], part[0], len[0])) {
+        return OPCOMMS_E_KEY_DAMAGED;
+    }
+    if (len[5] > len[3] || len[6] > len[4] || len[7] > len[3]) return OPCOMMS_E_KEY_DAMAGED;
+    memcpy(k->n, part[0], len[0]);
+    k->n_len = len[0];
+    memcpy(k->e, part[1], len[1]);
+    k->e_len = len[1];
+    to[0] = &k->rsa.p;
+    to[1] = &k->rsa.q;
+    to[2] = &k->rsa.dp;
+    to[3] = &k->rsa.dq;
+    to[4] = &k->rsa.iq;
+    to_len[0] = &k->rsa.plen;
+    to_len[1] = &k->rsa.qlen;
+    to_len[2] = &k->rsa.dplen;
+    to_len[3] = &k->rsa.dqlen;
+    to_len[4] = &k->rsa.iqlen;
+    for (i = 0; i < 5; i++) {
+        memcpy(k->store + at, part[3 + i], len[3 + i]);
+        *to[i] = k->store + at;
+        *to_len[i] = len[3 + i];
+        at += 256;
+    }
+    k->rsa.n_bitlen = k->bits;
+    k->kind = OPC__KEY_RSA;
+    return opc__key_rsa_works(k) ? OPCOMMS_OK : OPCOMMS_E_KEY_DAMAGED;
+}
+
+/* RFC 8017 A.1.2, the content of the SEQUENCE after its version. */
+OPC__FN opcomms_err opc__key_pkcs1(opc__key *k, opc__rd *r) {
+    const uint8_t *part[8];
+    size_t len[8], i;
+    for (i = 0; i < 8; i++) {
+        if (!opc__der_uint(r, &part[i], &len[i])) return OPCOMMS_E_KEY_DAMAGED;
+    }
+    if (opc__rd_left(r) != 0) return OPCOMMS_E_KEY_DAMAGED;
+    return opc__key_take_rsa(k, part, len);
+}
+
+OPC__FN int opc__key_curve(const opc__rd *oid) {
+    if (opc__der_is(oid, OPC__OID_P256, sizeof OPC__OID_P256)) return BR_EC_secp256r1;
+    if (opc__der_is(oid, OPC__OID_P384, sizeof OPC__OID_P384)) return BR_EC_secp384r1;
+    return 0;
+}
+
+OPC__FN opcomms_err opc__key_take_ec(opc__key *k, int curve, const uint8_t *x, size_t len) {
+    size_t size = curve == BR_EC_secp256r1 ? 32 : 48, order_len = 0;
+    const br_ec_impl *impl = br_ec_get_default();
+    const unsigned char *order = impl->order(curve, &order_len);
+    br_ec_public_key pub;
+    uint8_t any = 0;
+    size_t i;
+    while (len > size && x[0] == 0) {
+        x++;
+        len--;
+    }
+    if (len > size || order_len != size) return OPCOMMS_E_KEY_DAMAGED;
+    memset(k->store, 0, size);
+    if (len > 0) memcpy(k->store + size - len, x, len);
+    for (i = 0; i < size; i++) any |= k->store[i];
+    if (any == 0 || memcmp(k->store, order, size) >= 0) return OPCOMMS_E_KEY_DAMAGED;
+    k->ec.curve = curve;
+    k->ec.x = k->store;
+    k->ec.xlen = size;
+    k->q_len = br_ec_compute_pub(impl, &pub, k->q, &k->ec);
+    if (k->q_len != 2 * size + 1) return OPCOMMS_E_KEY_DAMAGED;
+    k->kind = OPC__KEY_EC;
+    k->bits = (unsigned)size * 8u;
+    return OPCOMMS_OK;
+}
+
+/* RFC 5915, the content of the SEQUENCE after its version. `curve` 0: must be given inside. */
+OPC__FN opcomms_err opc__key_sec1(opc__key *k, opc__rd *r, int curve) {
+    opc__rd x, field, inner;
+    unsigned tag = 0;
+    const uint8_t *point = NULL;
+    size_t point_len = 0;
+    opcomms_err rc;
+    if (!opc__der_expect(r, OPC__DER_OCTETS, &x)) return OPCOMMS_E_KEY_DAMAGED;
+    while (opc__rd_left(r) > 0) {
+        if (!opc__der_next(r, &tag, &field)) return OPCOMMS_E_KEY_DAMAGED;
+        if (tag == 0xa0u) {
+            int named;
+            if (!opc__der_expect(&field, OPC__DER_OID, &inner)) return OPCOMMS_E_KEY_TYPE;
+            named = opc__key_curve(&inner);
+            if (named == 0) return OPCOMMS_E_KEY_TYPE;
+            if (curve != 0 && named != curve) return OPCOMMS_E_KEY_DAMAGED;
+            curve = named;
+        } else if (tag == 0xa1u) {
+            if (!opc__der_expect(&field, OPC__DER_BITS, &inner) || opc__rd_u8(&inner) != 0 ||
+                inner.bad) {
+                return OPCOMMS_E_KEY_DAMAGED;
+            }
+            point = inner.p;
+            point_len = opc__rd_left(&inner);
+        } else {
+            return OPCOMMS_E_KEY_DAMAGED;
+        }
+    }
+    if (curve == 0) return OPCOMMS_E_KEY_TYPE;
+    rc = opc__key_take_ec(k, curve, x.p, opc__rd_left(&x));
+    if (rc == OPCOMMS_OK && point != NULL &&
+        (point_len != k->q_len || memcmp(point, k->q, point_len) != 0)) {
+        return OPCOMMS_E_KEY_DAMAGED;
+    }
+    return rc;
+}
+
+/* RFC 5958 2, after the version: algorithm, key, attributes. */
+OPC__FN opcomms_err opc__key_pkcs8(opc__key *k, opc__rd *alg, opc__rd *r) {
+    opc__rd oid, key, seq, version, param;
+    if (!opc__der_expect(alg, OPC__DER_OID, &oid)) return OPCOMMS_E_KEY_DAMAGED;
+    if (!opc__der_expect(r, OPC__DER_OCTETS, &key)) return OPCOMMS_E_KEY_DAMAGED;
+    if (opc__der_is(&oid, OPC__OID_RSA, sizeof OPC__OID_RSA)) {
+        if (!opc__der_expect(&key, OPC__DER_SEQ, &seq) ||
+            !opc__der_expect(&seq, OPC__DER_INT, &version)) {
+            return OPCOMMS_E_KEY_DAMAGED;
+        }
+        return opc__key_pkcs1(k, &seq);
+    }
+    if (opc__der_is(&oid, OPC__OID_EC, sizeof OPC__OID_EC)) {
+        int curve;
+        if (!opc__der_expect(alg, OPC__DER_OID, &param)) return OPCOMMS_E_KEY_DAMAGED;
+        curve = opc__key_curve(&param);
+        if (curve == 0) return OPCOMMS_E_KEY_TYPE;
+        if (!opc__der_expect(&key, OPC__DER_SEQ, &seq) ||
+            !opc__der_expect(&seq, OPC__DER_INT, &version)) {
+            return OPCOMMS_E_KEY_DAMAGED;
+        }
+        return opc__key_sec1(k, &seq, curve);
+    }
+    return OPCOMMS_E_KEY_TYPE;
+}
+
+OPC__FN opcomms_err opc__key_from_der(opc__key *k, const uint8_t *der, size_t len) {
+    opc__rd r, seq, el;
+    unsigned tag = 0, version;
+    opc__rd_init(&r, der, len);
+    if (!opc__der_expect(&r, OPC__DER_SEQ, &seq)) return OPCOMMS_E_KEY_DAMAGED;
+    if (!opc__der_next(&seq, &tag, &el)) return OPCOMMS_E_KEY_DAMAGED;
+    if (tag == OPC__DER_SEQ) { /* EncryptedPrivateKeyInfo, or some other thing */
+        opc__rd oid;
+        if (opc__der_expect(&el, OPC__DER_OID, &oid) && opc__rd_left(&oid) >= 8 &&
+            memcmp(oid.p, OPC__OID_PKCS5, 8) == 0) {
+            return OPCOMMS_E_ENCRYPTED;
+        }
+        return OPCOMMS_E_KEY_TYPE;
+    }
+    if (tag != OPC__DER_INT || opc__rd_left(&el) != 1) return OPCOMMS_E_KEY_DAMAGED;
+    version = el.p[0];
+    if (opc__rd_left(&seq) == 0) return OPCOMMS_E_KEY_DAMAGED;
+    switch (seq.p[0]) {
+    case OPC__DER_SEQ:
+        if (!opc__der_expect(&seq, OPC__DER_SEQ, &el)) return OPCOMMS_E_KEY_DAMAGED;
+        return opc__key_pkcs8(k, &el, &seq);
+    case OPC__DER_INT: return version == 0 ? opc__key_pkcs1(k, &seq) : OPCOMMS_E_KEY_TYPE;
+    case OPC__DER_OCTETS: return version == 1 ? opc__key_sec1(k, &seq, 0) : OPCOMMS_E_KEY_DAMAGED;
+    default: return OPCOMMS_E_KEY_TYPE;
+    }
+}
+
+/* ---- PEM ---- */
+
+OPC__FN int opc__pem_value(int c) {
+    if (c >= 'A' && c <= 'Z') return c - 'A';
+    if (c >= 'a' && c <= 'z') return c - 'a' + 26;
+    if (c >= '0' && c <= '9') return c - '0' + 52;
+    if (c == '+') return 62;
+    if (c == '/') return 63;
+    return -1;
+}
+
+OPC__FN const char *opc__pem_find(const char *p, const char *end, const char *word) {
+    size_t n = strlen(word);
+    while ((size_t)(end - p) >= n) {
+        if (memcmp(p, word, n) == 0) return p;
+        p++;
+    }
+    return NULL;
+}
+
+typedef struct opc__base64 {
+    uint32_t bits;
+    unsigned count;
+    unsigned pads;
+    uint8_t *out;
+    size_t cap;
+    size_t len;
+} opc__base64;
+
+OPC__FN opcomms_err opc__base64_char(opc__base64 *b, char c) {
+    int v = opc__pem_value((unsigned char)c);
+    if (c == '=') {
+        b->pads++;
+        return b->pads <= 2 ? OPCOMMS_OK : OPCOMMS_E_KEY_DAMAGED;
+    }
+    if (v < 0 || b->pads > 0) return OPCOMMS_E_KEY_DAMAGED;
+    b->bits = (b->bits << 6) | (uint32_t)v;
+    b->count += 6;
+    if (b->count >= 8) {
+        b->count -= 8;
+        if (b->len == b->cap) return OPCOMMS_E_KEY_TYPE; /* larger than any key we take */
+        b->out[b->len++] = (uint8_t)(b->bits >> b->count);
+    }
+    return OPCOMMS_OK;
+}
+
+/* The first PEM block, whatever its label, to DER. Tolerates what the reference does: text around
+   the block, CRLF, indentation, one long line, PEM headers, and a Python-style b'...' wrapper in
+   which line ends are the two characters \n. */
+OPC__FN opcomms_err opc__pem_decode(const char *pem, size_t len, uint8_t *der, size_t cap,
+                                    size_t *der_len) {
+    const char *end = pem + len, *p = opc__pem_find(pem, end, "-----BEGIN ");
+    const char *label, *stop;
+    opc__base64 b;
+    if (p == NULL) return OPCOMMS_E_NO_PEM;
+    label = p + 11;
+    p = opc__pem_find(label, end, "-----");
+    if (p == NULL) return OPCOMMS_E_NO_PEM;
+    if (opc__pem_find(label, p, "ENCRYPTED") != NULL) return OPCOMMS_E_ENCRYPTED;
+    p += 5;
+    stop = opc__pem_find(p, end, "-----END ");
+    if (stop == NULL) return OPCOMMS_E_NO_PEM;
+    memset(&b, 0, sizeof b);
+    b.out = der;
+    b.cap = cap;
+    while (p < stop) {
+        const char *eol = p, *q;
+        while (eol < stop && *eol != '\n' && *eol != '\r' &&
+               !(*eol == '\\' && eol + 1 < stop && (eol[1] == 'n' || eol[1] == 'r'))) {
+            eol++;
+        }
+        if (opc__pem_find(p, eol, ":") != NULL) { /* RFC 1421 header line */
+            if (opc__pem_find(p, eol, "ENCRYPTED") != NULL) return OPCOMMS_E_ENCRYPTED;
+        } else {
+            for (q = p; q < eol; q++) {
+                opcomms_err rc = OPCOMMS_OK;
+                if (*q != ' ' && *q != '\t') rc = opc__base64_char(&b, *q);
+                if (rc != OPCOMMS_OK) return rc;
+            }
+        }
+        p = eol;
+        if (p < stop) p += *p == '\\' ? 2 : 1;
+    }
+    if (b.len == 0 || (b.bits & ((1u << b.count) - 1u)) != 0) return OPCOMMS_E_KEY_DAMAGED;
+    *der_len = b.len;
+    return OPCOMMS_OK;
+}
+
+OPC__FN void opc__pem_encode(opc__text *t, const char *label, const uint8_t *der, size_t len) {
+    static const char abc[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    size_t i;
+    opc__text_str(t, "-----BEGIN ");
+    opc__text_str(t, label);
+    opc__text_str(t, "-----\n");
+    for (i = 0; i < len; i += 3) {
+        size_t n = len - i < 3 ? len - i : 3;
+        uint32_t v = (uint32_t)der[i] << 16;
+        char four[4];
+        if (n > 1) v |= (uint32_t)der[i + 1] << 8;
+        if (n > 2) v |= der[i + 2];
+        four[0] = abc[v >> 18];
+        four[1] = abc[(v >> 12) & 63u];
+        four[2] = n > 1 ? abc[(v >> 6) & 63u] : '=';
+        four[3] = n > 2 ? abc[v & 63u] : '=';
+        opc__text_bytes(t, four, 4);
+        if (i % 48 == 45 || i + 3 >= len) opc__text_str(t, "\n");
+    }
+    opc__text_str(t, "-----END ");
+    opc__text_str(t, label);
+    opc__text_str(t, "-----\n");
+}
+
+OPC__FN opcomms_err opc__key_from_pem(opc__key *k, const char *pem, size_t len,
+                                      opcomms_error *err) {
+    uint8_t der[OPC__KEY_DER_MAX];
+    size_t der_len = 0;
+    opcomms_err rc;
+    memset(k, 0, sizeof *k);
+    rc = opc__pem_decode(pem, len, der, sizeof der, &der_len);
+    if (rc == OPCOMMS_OK) rc = opc__key_from_der(k, der, der_len);
+    opc__mem_wipe(der, sizeof der);
+    if (rc == OPCOMMS_OK) return rc;
+    opc__key_wipe(k);
+    return opc__err_set(err, rc, 0, "private key");
+}
+
+OPC__FN opcomms_err opc__key_load_file(const opcomms_platform *plat, opc__mem *mem,
+                                       const char *path, opc__key *k, opcomms_error *err) {
+    char *text = NULL;
+    size_t len = 0;
+    opcomms_err rc = opc__plat_read_file(plat, mem, path, OPC__KEY_FILE_MAX, &text, &len, err);
+    if (rc != OPCOMMS_OK) return rc;
+    rc = opc__key_from_pem(k, text, len, err);
+    opc__mem_free_wiped(mem, text, len + 1);
+    return rc;
+}
+
+OPC__FN void opc__key_default_mem(opc__mem *mem) {
+    memset(mem, 0, sizeof *mem);
+    mem->alloc = opc__plat_malloc;
+    mem->release = opc__plat_free;
+}
+
+OPC__FN opcomms_err opc__key_file_hash(const opcomms_platform *plat, const char *path,
+                                       uint8_t hash[32], opcomms_error *err) {
+    opc__mem mem;
+    opc__key k;
+    opcomms_err rc;
+    opc__key_default_mem(&mem);
+    rc = opc__key_load_file(plat, &mem, path, &k, err);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__key_hash(&k, hash);
+    opc__key_wipe(&k);
+    return OPCOMMS_OK;
+}
+
+/* The CA key that every copy of the Rust system carries in its source. It is public: a signature
+   by it proves nothing; it exists so that their verifier accepts our certificate. */
+OPC__FN void opc__key_builtin_ca(opc__key *k) {
+    static const uint8_t n[256] = {
+        0xe1, 0xce, 0x46, 0xc5, 0xca, 0x7b, 0x30, 0x7f, 0x2b, 0x3f, 0x54, 0xd6, 0xcc, 0xe2, 0x1c, 0xd8,
+        0x34, 0xa0, 0x9d, 0x02, 0xec, 0x58, 0x23, 0xf8, 0xf2, 0xb0, 0xe3, 0xe4, 0x44, 0x71, 0xa1, 0x94,
+        0x97, 0xbe, 0xef, 0x51, 0x04, 0xf4, 0x5d, 0x82, 0xa4, 0x06, 0x67, 0x8d, 0xeb, 0xc1, 0xb1, 0x45,
+        0xb1, 0x8b, 0x7f, 0x8b, 0x6a, 0xd7, 0xcc, 0x66, 0x3c, 0x22, 0x53, 0x3f, 0xe5, 0xde, 0x20, 0xba,
+        0xa3, 0x0f, 0x03, 0xb1, 0xaa, 0xf4, 0x04, 0xee, 0x91, 0x99, 0x64, 0x11, 0xf1, 0x47, 0xff, 0xd6,
+        0xcc, 0x7e, 0x58, 0xd8, 0xc1, 0x93, 0x6c, 0x28, 0x21, 0x23, 0xdb, 0xeb, 0x4a, 0x17, 0x6d, 0x76,
+        0x23, 0xf0, 0x05, 0x54, 0xa9, 0x85, 0x14, 0x4a, 0x8f, 0xd0, 0x44, 0x5e, 0x64, 0xb8, 0x64, 0xfb,
+        0x76, 0xc3, 0x2f, 0x50, 0x0c, 0x7c, 0x22, 0xb9, 0xfd, 0xdf, 0x0e, 0x00, 0xe5, 0x55, 0xf1, 0xf8,
+        0x52, 0xe7, 0xde, 0xbd, 0xfc, 0x4f, 0x29, 0xaf, 0xee, 0xa3, 0x8c, 0x4f, 0x97, 0x0e, 0xd7, 0x1a,
+        0xcd, 0x4a, 0xdb, 0x25, 0xb8, 0x10, 0xf5, 0x45, 0xd3, 0xe3, 0xcf, 0xe0, 0x7a, 0x6f, 0xee, 0xf0,
+        0xa0, 0x02, 0xaa, 0x92, 0xb3, 0x45, 0x47, 0xe6, 0x47, 0xd0, 0x75, 0x14, 0x2a, 0x57, 0x40, 0xf8,
+        0x0f, 0xa9, 0x18, 0x49, 0x50, 0x2c, 0xe0, 0xf2, 0x2c, 0x1e, 0xce, 0xc3, 0x11, 0xe0, 0x2a, 0xd1,
+        0x2c, 0x15, 0xdc, 0xa2, 0x88, 0x3b, 0x8a, 0x5b, 0x69, 0x8f, 0xb2, 0x4d, 0x9d, 0xb1, 0xa6, 0xfd,
+        0x1c, 0x23, 0x5d, 0xa3, 0xd7, 0x15, 0x88, 0x0f, 0x54, 0x6d, 0xec, 0xa4, 0x0d, 0x7a, 0xbb, 0x87,
+        0x4f, 0xfb, 0x81, 0x88, 0x3d, 0x5c, 0x11, 0xfc, 0x2e, 0xaa, 0x97, 0x62, 0x94, 0xa4, 0xfc, 0xb1,
+        0x3a, 0x4f, 0xc9, 0x35, 0x45, 0x56, 0xbd, 0x10, 0x1c, 0x55, 0x46, 0x96, 0x2a, 0x96, 0xf1, 0x4f,
+    };
+    static const uint8_t p[128] = {
+        0xfb, 0x15, 0x37, 0xb7, 0x54, 0xfa, 0xec, 0x8b, 0xa7, 0xa3, 0xa3, 0xb7, 0x5b, 0xf5, 0x2c, 0x13,
+        0x52, 0x3b, 0x13, 0x40, 0xaa, 0x31, 0xad, 0xfa, 0x0d, 0x73, 0x4c, 0x4f, 0xcc, 0x61, 0xb0, 0x2b,
+        0x2c, 0x80, 0xac, 0x63, 0x3e, 0xf8, 0xd4, 0x08, 0xd4, 0x26, 0x6e, 0x41, 0x00, 0xd7, 0x56, 0x86,
+        0x25, 0xf8, 0x90, 0xb5, 0x24, 0xe7, 0x13, 0x2e, 0x38, 0xd6, 0xfd, 0x36, 0x2e, 0xc1, 0x51, 0x80,
+        0xaf, 0xad, 0xdb, 0x8e, 0xd6, 0x23, 0x53, 0x47, 0xbc, 0x35, 0x9c, 0xee, 0x9b, 0x79, 0xc8, 0x67,
+        0xba, 0xe9, 0xc8, 0x72, 0x69, 0x9d, 0xb0, 0x8b, 0x05, 0xce, 0xbb, 0xf0, 0xa3, 0x42, 0xbd, 0xb9,
+        0x43, 0xe2, 0xef, 0xd5, 0x97, 0x56, 0xf1, 0xff, 0xdb, 0xd1, 0x88, 0x24, 0xf1, 0xf5, 0x2d, 0x2b,
+        0xfc, 0xb2, 0x79, 0xe0, 0x9a, 0xf7, 0x3a, 0x1c, 0x7d, 0x7d, 0xe6, 0x04, 0x45, 0xce, 0x0a, 0xfd,
+    };
+    static const uint8_t q[128] = {
+        0xe6, 0x3a, 0x55, 0x8d, 0x1f, 0x01, 0x65, 0x0b, 0x6a, 0x64, 0x60, 0x8f, 0xf4, 0x6e, 0x25, 0xd6,
+        0xc9, 0xb4, 0x19, 0x5a, 0xfc, 0xfe, 0x0b, 0x9c, 0x77, 0x24, 0xee, 0xad, 0x7f, 0x4c, 0xa4, 0x46,
+        0x4d, 0xac, 0x04, 0x47, 0x29, 0xd3, 0xb2, 0x4c, 0x84, 0x9b, 0x04, 0xfa, 0xbe, 0x01, 0xfa, 0x51,
+        0xcd, 0x49, 0x66, 0xa5, 0x91, 0x7e, 0x34, 0xf4, 0x59, 0xfa, 0xc7, 0x67, 0x21, 0xff, 0xab, 0x4b,
+        0x3f, 0x45, 0xfe, 0xbe, 0x23, 0x39, 0x9e, 0xbf, 0xb6, 0x46, 0x91, 0x87, 0x2e, 0x95, 0x01, 0x7a,
+        0xae, 0x3e, 0x44, 0xa3, 0x26, 0x51, 0x2f, 0xcd, 0x81, 0x8d, 0x83, 0xa1, 0x15, 0x75, 0x0d, 0x19,
+        0xdf, 0x93, 0x85, 0x6d, 0xd0, 0x16, 0x72, 0xe5, 0x5a, 0x1c, 0xe0, 0xe5, 0x50, 0xcf, 0x4c, 0xe8,
+        0x87, 0x01, 0x73, 0x62, 0x16, 0x3a, 0xd1, 0x38, 0x51, 0x57, 0x75, 0x09, 0xf4, 0x76, 0xdd, 0x3b,
+    };
+    static const uint8_t dp[128] = {
+        0x9c, 0x05, 0x2f, 0x3e, 0x08, 0xdc, 0x73, 0xa8, 0xc4, 0x5e, 0xf7, 0x18, 0xb5, 0x57, 0xc0, 0x2f,
+        0xb1, 0x65, 0x6c, 0x2d, 0x3e, 0x94, 0xe8, 0x5a, 0xfd, 0x88, 0xab, 0xde, 0xda, 0x4d, 0xc9, 0xbe,
+        0xca, 0x44, 0x9a, 0xda, 0x81, 0x02, 0xf6, 0x1f, 0x16, 0x55, 0x5b, 0x25, 0xa1, 0x74, 0x2e, 0x1b,
+        0xe5, 0xf4, 0x73, 0x57, 0x5c, 0xbb, 0x0a, 0x3c, 0x2a, 0xad, 0xcd, 0x62, 0xa1, 0xe3, 0x16, 0xd6,
+        0x34, 0x54, 0x80, 0x9e, 0x5d, 0x8a, 0x4d, 0xf1, 0xc1, 0x8e, 0x3f, 0x1a, 0x36, 0x1a, 0x92, 0xe1,
+        0x82, 0x50, 0x4b, 0x72, 0x6d, 0x16, 0xc3, 0xe1, 0x5f, 0x96, 0x7b, 0x4a, 0xa8, 0xe8, 0x8c, 0x24,
+        0x57, 0x7e, 0xe9, 0x31, 0x7c, 0x7d, 0x56, 0x9b, 0x7a, 0xe8, 0xd5, 0x04, 0xc0, 0x25, 0x6e, 0x10,
+        0x6b, 0x52, 0x2c, 0x51, 0xd9, 0x79, 0xce, 0xee, 0x6d, 0x3c, 0x92, 0x76, 0x0d, 0x3a, 0x5f, 0xb1,
+    };
+    static const uint8_t dq[128] = {
+        0x28, 0xa2, 0x5d, 0x1d, 0x26, 0x3e, 0xc9, 0xc5, 0xc5, 0x06, 0x68, 0x60, 0xa0, 0x04, 0x9c, 0xdb,
+        0x17, 0x08, 0x99, 0x7d, 0x0c, 0xb0, 0x0d, 0xfe, 0x94, 0xac, 0xc9, 0x0f, 0x88, 0x2b, 0x4f, 0xc7,
+        0x34, 0xc8, 0x4a, 0x8d, 0x00, 0xdd, 0xe3, 0x57, 0x4c, 0x04, 0x4c, 0x51, 0xb1, 0x1d, 0x8a, 0x3f,
+        0xcb, 0xda, 0xcb, 0xaa, 0x27, 0x4e, 0xbe, 0x2b, 0xee, 0x81, 0xab, 0x96, 0x11, 0x53, 0x1d, 0xb9,
+        0x8f, 0x36, 0x5c, 0x6a, 0xd4, 0xae, 0xc3, 0xcd, 0x14, 0x6f, 0xca, 0x19, 0xb0, 0xe8, 0x0d, 0xb5,
+        0xc8, 0x71, 0x27, 0x0e, 0x20, 0xa2, 0x2d, 0xac, 0xb8, 0xd3, 0xf0, 0x4a, 0x8b, 0x0d, 0xf8, 0xbc,
+        0xfb, 0x4f, 0xff, 0x39, 0xcd, 0x83, 0x58, 0xce, 0x10, 0x24, 0x8e, 0xb1, 0x0a, 0x9d, 0x3b, 0xf6,
+        0xc2, 0x75, 0x48, 0x17, 0x24, 0xd3, 0x46, 0xc0, 0x08, 0xe3, 0x45, 0xbd, 0xf7, 0x0e, 0xcf, 0xa7,
+    };
+    static const uint8_t iq[128] = {
+        0x5b, 0xbe, 0xb0, 0x2e, 0x4d, 0x65, 0xc0, 0x3d, 0xad, 0x67, 0xc2, 0xa0, 0x31, 0x15, 0x14, 0x8b,
+        0x40, 0x64, 0x63, 0xb7, 0x83, 0x5c, 0xfb, 0x24, 0xc4, 0x23, 0xfa, 0x06, 0x31, 0x6a, 0xd7, 0x42,
+        0x7f, 0xd5, 0xd0, 0xbf, 0x76, 0xc2, 0xce, 0xf6, 0x66, 0x5f, 0xc2, 0x5d, 0x81, 0x27, 0x60, 0xfe,
+        0x80, 0x69, 0x9c, 0x23, 0x37, 0x52, 0x6f, 0x9a, 0x75, 0x2e, 0x4b, 0xa7, 0x88, 0x6b, 0xaf, 0x57,
+        0xef, 0xe5, 0x49, 0xaf, 0x1b, 0x75, 0x42, 0xb0, 0xb5, 0xde, 0x65, 0xf8, 0x26, 0x74, 0x38, 0xca,
+        0xa6, 0x1e, 0xbc, 0x90, 0x64, 0x80, 0xaa, 0x19, 0xe1, 0xb9, 0xb9, 0x11, 0x18, 0xbf, 0x97, 0xaa,
+        0xb3, 0x89, 0x83, 0x8a, 0xe3, 0x3c, 0x42, 0x46, 0x5d, 0x39, 0x95, 0x0a, 0x5b, 0x33, 0xdc, 0xc1,
+        0x62, 0x57, 0xae, 0x9e, 0x5c, 0x42, 0xdb, 0xe0, 0x8d, 0x2f, 0xc7, 0xca, 0x31, 0xc1, 0xeb, 0xda,
+    };
+    static const uint8_t e[3] = {0x01, 0x00, 0x01};
+    const uint8_t *part[8];
+    size_t len[8];
+    opcomms_err rc;
+    part[0] = n; len[0] = sizeof n;
+    part[1] = e; len[1] = sizeof e;
+    part[2] = e; len[2] = sizeof e; /* d is not used */
+    part[3] = p; len[3] = sizeof p;
+    part[4] = q; len[4] = sizeof q;
+    part[5] = dp; len[5] = sizeof dp;
+    part[6] = dq; len[6] = sizeof dq;
+    part[7] = iq; len[7] = sizeof iq;
+    memset(k, 0, sizeof *k);
+    rc = opc__key_take_rsa(k, part, len);
+    OPCOMMS_ASSERT(rc == OPCOMMS_OK);
+    (void)rc;
+}
+
+/* ---- generation ---- */
+
+OPC__FN size_t opc__key_write_rsa(const opc__key *k, const uint8_t *d, size_t d_len, uint8_t *out,
+                                  size_t cap) {
+    uint8_t buf[OPC__KEY_DER_MAX];
+    static const uint8_t zero[1] = {0};
+    opc__derw w;
+    const uint8_t *end, *mark;
+    size_t len;
+    opc__derw_init(&w, buf, sizeof buf);
+    end = w.p;
+    opc__derw_uint(&w, k->rsa.iq, k->rsa.iqlen);
+    opc__derw_uint(&w, k->rsa.dq, k->rsa.dqlen);
+    opc__derw_uint(&w, k->rsa.dp, k->rsa.dplen);
+    opc__derw_uint(&w, k->rsa.q, k->rsa.qlen);
+    opc__derw_uint(&w, k->rsa.p, k->rsa.plen);
+    opc__derw_uint(&w, d, d_len);
+    opc__derw_uint(&w, k->e, k->e_len);
+    opc__derw_uint(&w, k->n, k->n_len);
+    opc__derw_uint(&w, zero, 1);
+    opc__derw_wrap(&w, OPC__DER_SEQ, end);
+    opc__derw_wrap(&w, OPC__DER_OCTETS, end);
+    mark = w.p;
+    opc__derw_wrap(&w, 0x05, w.p);
+    {
+        const uint8_t *oid_end = w.p;
+        opc__derw_bytes(&w, OPC__OID_RSA, sizeof OPC__OID_RSA);
+        opc__derw_wrap(&w, OPC__DER_OID, oid_end);
+    }
+    opc__derw_wrap(&w, OPC__DER_SEQ, mark);
+    opc__derw_uint(&w, zero, 1);
+    opc__derw_wrap(&w, OPC__DER_SEQ, end);
+    len = (size_t)(end - w.p);
+    if (w.full || len > cap) len = 0;
+    if (len > 0) memcpy(out, w.p, len);
+    opc__mem_wipe(buf, sizeof buf);
+    return len;
+}
+
+OPC__FN size_t opc__key_write_p256(const opc__key *k, uint8_t *out, size_t cap) {
+    uint8_t buf[256];
+    static const uint8_t zero[1] = {0}, one[1] = {1};
+    opc__derw w;
+    const uint8_t *end, *mark, *oid_end;
+    size_t len;
+    opc__derw_init(&w, buf, sizeof buf);
+    end = w.p;
+    opc__derw_bytes(&w, k->q, k->q_len);
+    opc__derw_u8(&w, 0);
+    opc__derw_wrap(&w, OPC__DER_BITS, end);
+    opc__derw_wrap(&w, 0xa1, end);
+    mark = w.p;
+    opc__derw_bytes(&w, k->ec.x, k->ec.xlen);
+    opc__derw_wrap(&w, OPC__DER_OCTETS, mark);
+    opc__derw_uint(&w, one, 1);
+    opc__derw_wrap(&w, OPC__DER_SEQ, end);
+    opc__derw_wrap(&w, OPC__DER_OCTETS, end);
+    mark = w.p;
+    opc__derw_bytes(&w, OPC__OID_P256, sizeof OPC__OID_P256);
+    opc__derw_wrap(&w, OPC__DER_OID, mark);
+    oid_end = w.p;
+    opc__derw_bytes(&w, OPC__OID_EC, sizeof OPC__OID_EC);
+    opc__derw_wrap(&w, OPC__DER_OID, oid_end);
+    opc__derw_wrap(&w, OPC__DER_SEQ, mark);
+    opc__derw_uint(&w, zero, 1);
+    opc__derw_wrap(&w, OPC__DER_SEQ, end);
+    len = (size_t)(end - w.p);
+    if (w.full || len > cap) len = 0;
+    if (len > 0) memcpy(out, w.p, len);
+    opc__mem_wipe(buf, sizeof buf);
+    return len;
+}
+
+OPC__FN size_t opc__key_make_rsa(br_hmac_drbg_context *rng, unsigned bits, uint8_t *der,
+                                 size_t cap) {
+    opc__key k;
+    uint8_t kbuf[BR_RSA_KBUF_PRIV_SIZE(4096)], nbuf[BR_RSA_KBUF_PUB_SIZE(4096)], d[512];
+    br_rsa_public_key pub;
+    size_t len = 0, d_len;
+    memset(&k, 0, sizeof k);
+    memset(&pub, 0, sizeof pub);
+    if (br_rsa_keygen_get_default()(&rng->vtable, &k.rsa, kbuf, &pub, nbuf, bits, 65537u)) {
+        memcpy(k.n, pub.n, pub.nlen);
+        k.n_len = pub.nlen;
+        memcpy(k.e, pub.e, pub.elen);
+        k.e_len = pub.elen;
+        d_len = br_rsa_compute_privexp_get_default()(d, &k.rsa, 65537u);
+        if (d_len > 0) len = opc__key_write_rsa(&k, d, d_len, der, cap);
+    }
+    opc__mem_wipe(kbuf, sizeof kbuf);
+    opc__mem_wipe(d, sizeof d);
+    opc__key_wipe(&k);
+    return len;
+}
+
+OPC__FN size_t opc__key_make_p256(br_hmac_drbg_context *rng, uint8_t *der, size_t cap) {
+    opc__key k;
+    br_ec_public_key pub;
+    size_t len = 0;
+    memset(&k, 0, sizeof k);
+    if (br_ec_keygen(&rng->vtable, br_ec_get_default(), &k.ec, k.store, BR_EC_secp256r1) != 0) {
+        k.q_len = br_ec_compute_pub(br_ec_get_default(), &pub, k.q, &k.ec);
+        if (k.q_len == 65) len = opc__key_write_p256(&k, der, cap);
+    }
+    opc__key_wipe(&k);
+    return len;
+}
+
+/* A fresh key as PKCS#8 PEM. `bits` 0: P-256. */
+OPC__FN opcomms_err opc__key_generate(const opcomms_platform *plat, unsigned bits, char *out,
+                                      size_t cap, size_t *len, opcomms_error *err) {
+    uint8_t seed[48], der[OPC__KEY_DER_MAX];
+    br_hmac_drbg_context rng;
+    size_t der_len;
+    opc__text t;
+    if (plat->random(plat->user, seed, sizeof seed) != OPCOMMS_OK) {
+        return opc__err_set(err, OPCOMMS_E_RANDOM, 0, NULL);
+    }
+    br_hmac_drbg_init(&rng, &br_sha256_vtable, seed, sizeof seed);
+    der_len = bits == 0 ? opc__key_make_p256(&rng, der, sizeof der)
+                        : opc__key_make_rsa(&rng, bits, der, sizeof der);
+    opc__mem_wipe(seed, sizeof seed);
+    opc__mem_wipe(&rng, sizeof rng);
+    if (der_len == 0) return opc__err_set(err, OPCOMMS_E_RANDOM, 0, "key generation failed");
+    opc__text_init(&t, out, cap);
+    opc__pem_encode(&t, "PRIVATE KEY", der, der_len);
+    opc__mem_wipe(der, sizeof der);
+    if (t.cut) {
+        opc__mem_wipe(out, cap);
+        return opc__err_set(err, OPCOMMS_E_BUFFER, 0, "key text");
+    }
+    *len = t.len;
+    return OPCOMMS_OK;
+}
+
+/* >>cert ==== L2 ==== certificates: our leaf, the CA's own, the hash inside a foreign one */
+
+#define OPC__CERT_MAX 1600u /* RSA-4096 leaf under an RSA-4096 CA: 1 271 bytes */
+
+/* The distinguished name of the well-known CA: CN = "rcgen self signed cert" as UTF8String. */
+static const uint8_t OPC__CERT_CA_DN[33 + 2] = {
+    0x30, 0x21, 0x31, 0x1f, 0x30, 0x1d, 0x06, 0x03, 0x55, 0x04, 0x03, 0x0c, 0x16, 'r', 'c', 'g',
+    'e', 'n', ' ', 's', 'e', 'l', 'f', ' ', 's', 'i', 'g', 'n', 'e', 'd', ' ', 'c', 'e', 'r', 't'};
+
+OPC__FN void opc__cert_algorithm(opc__derw *w, int rsa) {
+    /* sha256WithRSAEncryption, NULL (RFC 4055 5); ecdsa-with-SHA256 (RFC 5758 3.2) */
+    static const uint8_t rsa_alg[15] = {0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86,
+                                        0xf7, 0x0d, 0x01, 0x01, 0x0b, 0x05, 0x00};
+    static const uint8_t ec_alg[12] = {0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86,
+                                       0x48, 0xce, 0x3d, 0x04, 0x03, 0x02};
+    if (rsa) {
+        opc__derw_bytes(w, rsa_alg, sizeof rsa_alg);
+    } else {
+        opc__derw_bytes(w, ec_alg, sizeof ec_alg);
+    }
+}
+
+/* SHA-256 over the raw public key: the RSAPublicKey DER, or the point. */
+OPC__FN void opc__cert_raw_hash(const opc__key *k, uint8_t hash[32]) {
+    uint8_t spki[OPC__KEY_SPKI_MAX];
+    size_t len = opc__key_spki(k, spki, sizeof spki);
+    opc__rd r, seq, alg, bits;
+    opc__rd_init(&r, spki, len);
+    if (opc__der_expect(&r, OPC__DER_SEQ, &seq) && opc__der_expect(&seq, OPC__DER_SEQ, &alg) &&
+        opc__der_expect(&seq, OPC__DER_BITS, &bits)) {
+        opc__key_sha256(bits.p + 1, opc__rd_left(&bits) - 1, hash);
+    }
+}
+
+/* Extensions and subject of a leaf, or of a CA. */
+OPC__FN void opc__cert_extensions(opc__derw *w, int is_ca, const uint8_t raw[32]) {
+    /* subjectAltName: dNSName "localhost", iPAddress 127.0.0.1: the reference's client wants it */
+    static const uint8_t san[28] = {0x30, 0x1a, 0x06, 0x03, 0x55, 0x1d, 0x11, 0x04, 0x13, 0x30,
+                                    0x11, 0x82, 0x09, 'l', 'o', 'c', 'a', 'l', 'h', 'o',
+                                    's', 't', 0x87, 0x04, 0x7f, 0x00, 0x00, 0x01};
+    /* basicConstraints, critical, CA:TRUE */
+    static const uint8_t basic[17] = {0x30, 0x0f, 0x06, 0x03, 0x55, 0x1d, 0x13, 0x01, 0x01,
+                                      0xff, 0x04, 0x05, 0x30, 0x03, 0x01, 0x01, 0xff};
+    static const uint8_t ski[11] = {0x30, 0x1d, 0x06, 0x03, 0x55, 0x1d,
+                                    0x0e, 0x04, 0x16, 0x04, 0x14};
+    const uint8_t *end = w->p;
+    if (is_ca) {
+        opc__derw_bytes(w, basic, sizeof basic);
+        opc__derw_bytes(w, raw, 20);
+        opc__derw_bytes(w, ski, sizeof ski);
+    } else {
+        opc__derw_bytes(w, san, sizeof san);
+    }
+    opc__derw_wrap(w, OPC__DER_SEQ, end);
+    opc__derw_wrap(w, 0xa3, end);
+}
+
+/* TBSCertificate (RFC 5280 4.1) in the reference's field order and dates. The leaf's subject
+   differs from its issuer, unlike the reference's, because OpenSSL would else take it for
+   self-signed; no verifier of this protocol looks at it. */
+OPC__FN void opc__cert_tbs(opc__derw *w, const opc__key *k, int is_ca, int rsa_ca) {
+    static const uint8_t dates[34] = {
+        0x30, 0x20, 0x17, 0x0d, '7', '5', '0', '1', '0', '1', '0', '0', '0', '0', '0', '0', 'Z',
+        0x18, 0x0f, '4', '0', '9', '6', '0', '1', '0', '1', '0', '0', '0', '0', '0', '0', 'Z'};
+    static const uint8_t subject[21] = {0x30, 0x13, 0x31, 0x11, 0x30, 0x0f, 0x06,
+                                        0x03, 0x55, 0x04, 0x03, 0x0c, 0x08, 'o',
+                                        'p', 'e', 'r', 'a', 't', 'o', 'r'};
+    static const uint8_t version[5] = {0xa0, 0x03, 0x02, 0x01, 0x02};
+    uint8_t spki[OPC__KEY_SPKI_MAX], raw[32];
+    const uint8_t *end = w->p;
+    size_t len = opc__key_spki(k, spki, sizeof spki);
+    memset(raw, 0, sizeof raw);
+    opc__cert_raw_hash(k, raw);
+    opc__cert_extensions(w, is_ca, raw);
+    opc__derw_bytes(w, spki, len);
+    if (is_ca) {
+        opc__derw_bytes(w, OPC__CERT_CA_DN, sizeof OPC__CERT_CA_DN);
+    } else {
+        opc__derw_bytes(w, subject, sizeof subject);
+    }
+    opc__derw_bytes(w, dates, sizeof dates);
+    opc__derw_bytes(w, OPC__CERT_CA_DN, sizeof OPC__CERT_CA_DN);
+    opc__cert_algorithm(w, rsa_ca);
+    raw[0] &= 0x7fu; /* positive, at most 20 octets: RFC 5280 4.1.2.2 */
+    opc__derw_uint(w, raw, 20);
+    opc__derw_bytes(w, version, sizeof version);
+    opc__derw_wrap(w, OPC__DER_SEQ, end);
+}
+
+OPC__FN opcomms_err opc__cert_make(const opc__key *k, const opc__key *ca, int is_ca, uint8_t *out,
+                                   size_t cap, size_t *out_len, opcomms_error *err) {
+    uint8_t tbs[OPC__CERT_MAX], buf[OPC__CERT_MAX], sig[512], hash[32];
+    opc__derw w;
+    const uint8_t *end, *tbs_at;
+    size_t tbs_len, sig_len, len;
+    opc__derw_init(&w, tbs, sizeof tbs);
+    end = w.p;
+    opc__cert_tbs(&w, k, is_ca, ca->kind == OPC__KEY_RSA);
+    tbs_at = w.p;
+    tbs_len = (size_t)(end - w.p);
+    if (w.full) return opc__err_set(err, OPCOMMS_E_CERT, 0, "certificate too large");
+    opc__key_sha256(tbs_at, tbs_len, hash);
+    if (ca->kind == OPC__KEY_RSA) {
+        sig_len = ca->n_len;
+        if (!br_rsa_pkcs1_sign_get_default()(BR_HASH_OID_SHA256, hash, 32, &ca->rsa, sig)) {
+            sig_len = 0;
+        }
+    } else {
+        sig_len = br_ecdsa_sign_asn1_get_default()(br_ec_get_default(), &br_sha256_vtable, hash,
+                                                   &ca->ec, sig);
+    }
+    if (sig_len == 0) return opc__err_set(err, OPCOMMS_E_CERT, 0, "signing failed");
+    opc__derw_init(&w, buf, sizeof buf);
+    end = w.p;
+    opc__derw_bytes(&w, sig, sig_len);
+    opc__derw_u8(&w, 0);
+    opc__derw_wrap(&w, OPC__DER_BITS, end);
+    opc__cert_algorithm(&w, ca->kind == OPC__KEY_RSA);
+    opc__derw_bytes(&w, tbs_at, tbs_len);
+    opc__derw_wrap(&w, OPC__DER_SEQ, end);
+    len = (size_t)(end - w.p);
+    if (w.full || len > cap) return opc__err_set(err, OPCOMMS_E_BUFFER, 0, "certificate");
+    memcpy(out, w.p, len);
+    *out_len = len;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__cert_leaf(const opc__key *leaf, const opc__key *ca, uint8_t *out,
+                                   size_t cap, size_t *len, opcomms_error *err) {
+    return opc__cert_make(leaf, ca, 0, out, cap, len, err);
+}
+
+OPC__FN opcomms_err opc__cert_ca(const opc__key *ca, uint8_t *out, size_t cap, size_t *len,
+                                 opcomms_error *err) {
+    return opc__cert_make(ca, ca, 1, out, cap, len, err);
+}
+
+/* The key hash of a DER certificate: the SPKI is the sixth field after an optional version. */
+OPC__FN opcomms_err opc__cert_hash(const uint8_t *der, size_t len, uint8_t hash[32]) {
+    opc__rd r, cert, tbs, el;
+    unsigned tag = 0;
+    int i;
+    opc__rd_init(&r, der, len);
+    if (!opc__der_expect(&r, OPC__DER_SEQ, &cert) || opc__rd_left(&r) != 0 ||
+        !opc__der_expect(&cert, OPC__DER_SEQ, &tbs)) {
+        return OPCOMMS_E_CERT;
+    }
+    if (opc__rd_left(&tbs) > 0 && tbs.p[0] == 0xa0u && !opc__der_next(&tbs, &tag, &el)) {
+        return OPCOMMS_E_CERT;
+    }
+    for (i = 0; i < 5; i++) { /* serial, algorithm, issuer, validity, subject */
+        if (!opc__der_next(&tbs, &tag, &el)) return OPCOMMS_E_CERT;
+        if (tag != (i == 0 ? OPC__DER_INT : OPC__DER_SEQ)) return OPCOMMS_E_CERT;
+    }
+    {
+        const uint8_t *start = tbs.p;
+        opc__rd spki, alg, bits;
+        if (!opc__der_expect(&tbs, OPC__DER_SEQ, &spki)) return OPCOMMS_E_CERT;
+        if (!opc__der_expect(&spki, OPC__DER_SEQ, &alg) ||
+            !opc__der_expect(&spki, OPC__DER_BITS, &bits)) {
+            return OPCOMMS_E_CERT;
+        }
+        opc__key_sha256(start, (size_t)(tbs.p - start), hash);
+    }
+    return OPCOMMS_OK;
+}
+
+/* PEM or DER. */
+OPC__FN opcomms_err opc__cert_file_hash(const opcomms_platform *plat, const char *path,
+                                        uint8_t hash[32], opcomms_error *err) {
+    uint8_t der[OPC__KEY_DER_MAX * 2];
+    char *text = NULL;
+    size_t len = 0, der_len = 0;
+    opc__mem mem;
+    opcomms_err rc;
+    opc__key_default_mem(&mem);
+    rc = opc__plat_read_file(plat, &mem, path, OPC__KEY_FILE_MAX, &text, &len, err);
+    if (rc != OPCOMMS_OK) return rc;
+    if (len > 0 && (uint8_t)text[0] == OPC__DER_SEQ) {
+        rc = opc__cert_hash((const uint8_t *)text, len, hash);
+    } else {
+        rc = opc__pem_decode(text, len, der, sizeof der, &der_len);
+        if (rc == OPCOMMS_OK) rc = opc__cert_hash(der, der_len, hash);
+        if (rc != OPCOMMS_OK && rc != OPCOMMS_E_NO_PEM) rc = OPCOMMS_E_CERT;
+    }
+    opc__mem_free(&mem, text, len + 1);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, path);
+}
+
+/* >>tls ==== L2 ==== TLS 1.2 by BearSSL, both roles, mutual, without sockets or clock */
+
+#define OPC__TLS_OUT_BYTES 4181u /* output buffer: a record of 4 096 bytes and its overhead */
+#define OPC__TLS_DAY0 719528u    /* 1970-01-01 in BearSSL's days since year 0 */
+#define OPC__TLS_FIXED_DAY 20089u /* 2025-01-01, at which the well-known hierarchy is validated */
+
+/* Asked inside the handshake: 1 admits the key. */
+typedef int (*opc__tls_may)(void *user, const uint8_t hash[32]);
+
+/* One per peer; not changed after opc__tls_ctx_init; shared by all its connections. */
+typedef struct opc__tls_ctx {
+    const opc__key *key;
+    uint8_t leaf[OPC__CERT_MAX];
+    br_x509_certificate chain;
+    uint8_t dn[sizeof OPC__CERT_CA_DN];
+    uint8_t ca_n[512];
+    uint8_t ca_e[8];
+    uint8_t ca_q[97];
+    br_x509_trust_anchor anchor;
+    int own_ca;
+    unsigned ca_key_type; /* BR_KEYTYPE_RSA or _EC: what signs our leaf */
+    uint16_t suites[4];
+} opc__tls_ctx;
+
+struct opc__tls;
+
+/* Our verifier: the chain is checked by BearSSL's, the key by us. */
+typedef struct opc__tls_x509 {
+    const br_x509_class *vtable;
+    br_x509_minimal_context inner;
+    struct opc__tls *owner;
+} opc__tls_x509;
+
+typedef struct opc__tls {
+    union {
+        br_ssl_client_context client;
+        br_ssl_server_context server;
+    } u;
+    br_ssl_engine_context *eng;
+    opc__tls_x509 x509;
+    opc__tls_may may;
+    void *user;
+    int is_server;
+    int pinned;
+    uint8_t expected[32];
+    uint8_t peer[32];
+    int have_peer;  /* the chain was accepted and the key admitted */
+    int ready;      /* and the handshake is finished: possession is proved */
+    int spoke;      /* our first flight was made */
+    int closing;
+    opcomms_err refusal;
+    uint8_t in[BR_SSL_BUFSIZE_INPUT];
+    uint8_t out[OPC__TLS_OUT_BYTES];
+} opc__tls;
+OPC__STATIC_ASSERT(tls_size, sizeof(opc__tls) <= 30 * 1024);
+
+/* ---- the verifier ---- */
+
+OPC__FN void opc__tls_start_chain(const br_x509_class **ctx, const char *server_name) {
+    opc__tls_x509 *x = (opc__tls_x509 *)(void *)ctx;
+    (void)server_name; /* names identify nobody here */
+    x->inner.vtable->start_chain(&x->inner.vtable, NULL);
+}
+OPC__FN void opc__tls_start_cert(const br_x509_class **ctx, uint32_t length) {
+    opc__tls_x509 *x = (opc__tls_x509 *)(void *)ctx;
+    x->inner.vtable->start_cert(&x->inner.vtable, length);
+}
+OPC__FN void opc__tls_append(const br_x509_class **ctx, const unsigned char *buf, size_t len) {
+    opc__tls_x509 *x = (opc__tls_x509 *)(void *)ctx;
+    x->inner.vtable->append(&x->inner.vtable, buf, len);
+}
+OPC__FN void opc__tls_end_cert(const br_x509_class **ctx) {
+    opc__tls_x509 *x = (opc__tls_x509 *)(void *)ctx;
+    x->inner.vtable->end_cert(&x->inner.vtable);
+}
+OPC__FN unsigned opc__tls_end_chain(const br_x509_class **ctx) {
+    opc__tls_x509 *x = (opc__tls_x509 *)(void *)ctx;
+    opc__tls *t = x->owner;
+    unsigned usages = 0;
+    const br_x509_pkey *pk;
+    uint8_t hash[32];
+    unsigned rc = x->inner.vtable->end_chain(&x->inner.vtable);
+    if (rc != 0) return rc;
+    pk = x->inner.vtable->get_pkey(&x->inner.vtable, &usages);
+    if (pk == NULL || opc__key_spki_hash_x509(pk, hash) != OPCOMMS_OK) {
+        t->refusal = OPCOMMS_E_CERT;
+        return BR_ERR_X509_UNSUPPORTED;
+    }
+    if (t->pinned && !opc__str_equal_ct(hash, t->expected, 32)) {
+        t->refusal = OPCOMMS_E_IDENTITY;
+        return BR_ERR_X509_NOT_TRUSTED;
+    }
+    if (!t->may(t->user, hash)) {
+        t->refusal = OPCOMMS_E_NOT_ALLOWED;
+        return BR_ERR_X509_NOT_TRUSTED;
+    }
+    memcpy(t->peer, hash, 32);
+    t->have_peer = 1;
+    return 0;
+}
+OPC__FN const br_x509_pkey *opc__tls_get_pkey(const br_x509_class *const *ctx, unsigned *usages) {
+    const opc__tls_x509 *x = (const opc__tls_x509 *)(const void *)ctx;
+    return x->inner.vtable->get_pkey(&x->inner.vtable, usages);
+}
+
+/* BearSSL hands its key-exchange curves to the ECDSA verifier; ours keeps P-256 and P-384. */
+OPC__FN uint32_t opc__tls_ecdsa_vrfy(const br_ec_impl *impl, const void *hash, size_t hash_len,
+                                     const br_ec_public_key *pk, const void *sig, size_t sig_len) {
+    (void)impl;
+    return br_ecdsa_vrfy_asn1_get_default()(br_ec_get_default(), hash, hash_len, pk, sig, sig_len);
+}
+
+/* ---- one per peer ---- */
+
+OPC__FN opcomms_err opc__tls_ctx_init(opc__tls_ctx *c, const opc__key *key, const opc__key *ca,
+                                      int own_ca, opcomms_error *err) {
+    size_t len = 0;
+    opcomms_err rc;
+    memset(c, 0, sizeof *c);
+    rc = opc__cert_leaf(key, ca, c->leaf, sizeof c->leaf, &len, err);
+    if (rc != OPCOMMS_OK) return rc;
+    c->key = key;
+    c->chain.data = c->leaf;
+    c->chain.data_len = len;
+    c->own_ca = own_ca;
+    memcpy(c->dn, OPC__CERT_CA_DN, sizeof c->dn);
+    c->anchor.dn.data = c->dn;
+    c->anchor.dn.len = sizeof c->dn;
+    c->anchor.flags = BR_X509_TA_CA;
+    if (ca->kind == OPC__KEY_RSA) {
+        OPCOMMS_ASSERT(ca->n_len <= sizeof c->ca_n && ca->e_len <= sizeof c->ca_e);
+        memcpy(c->ca_n, ca->n, ca->n_len);
+        memcpy(c->ca_e, ca->e, ca->e_len);
+        c->anchor.pkey.key_type = BR_KEYTYPE_RSA;
+        c->anchor.pkey.key.rsa.n = c->ca_n;
+        c->anchor.pkey.key.rsa.nlen = ca->n_len;
+        c->anchor.pkey.key.rsa.e = c->ca_e;
+        c->anchor.pkey.key.rsa.elen = ca->e_len;
+        c->ca_key_type = BR_KEYTYPE_RSA;
+    } else {
+        memcpy(c->ca_q, ca->q, ca->q_len);
+        c->anchor.pkey.key_type = BR_KEYTYPE_EC;
+        c->anchor.pkey.key.ec.curve = ca->ec.curve;
+        c->anchor.pkey.key.ec.q = c->ca_q;
+        c->anchor.pkey.key.ec.qlen = ca->q_len;
+        c->ca_key_type = BR_KEYTYPE_EC;
+    }
+    if (br_aes_x86ni_ctr_get_vtable() != NULL) { /* AES in hardware beats ChaCha20, else not */
+        c->suites[0] = BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256;
+        c->suites[1] = BR_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256;
+        c->suites[2] = BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256;
+        c->suites[3] = BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256;
+    } else {
+        c->suites[0] = BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256;
+        c->suites[1] = BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256;
+        c->suites[2] = BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256;
+        c->suites[3] = BR_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256;
+    }
+    return OPCOMMS_OK;
+}
+
+/* ---- one per connection ---- */
+
+OPC__FN void opc__tls_x509_init(opc__tls *t, const opc__tls_ctx *c, int64_t wall_s) {
+    static const br_x509_class verifier = {
+        sizeof(opc__tls_x509), opc__tls_start_chain, opc__tls_start_cert, opc__tls_append,
+        opc__tls_end_cert,     opc__tls_end_chain,   opc__tls_get_pkey,
+    };
+    br_x509_minimal_context *x = &t->x509.inner;
+    uint32_t day = OPC__TLS_FIXED_DAY, second = 0;
+    if (c->own_ca) { /* no clock leaves day 0, at which nothing is valid */
+        day = wall_s > 0 ? (uint32_t)(wall_s / 86400) : 0;
+        second = wall_s > 0 ? (uint32_t)(wall_s % 86400) : 0;
+    }
+    t->x509.vtable = &verifier;
+    t->x509.owner = t;
+    br_x509_minimal_init(x, &br_sha256_vtable, &c->anchor, 1);
+    br_x509_minimal_set_hash(x, br_sha256_ID, &br_sha256_vtable);
+    br_x509_minimal_set_hash(x, br_sha384_ID, &br_sha384_vtable);
+    br_x509_minimal_set_hash(x, br_sha512_ID, &br_sha512_vtable);
+    br_x509_minimal_set_rsa(x, br_rsa_pkcs1_vrfy_get_default());
+    br_x509_minimal_set_ecdsa(x, br_ec_get_default(), br_ecdsa_vrfy_asn1_get_default());
+    br_x509_minimal_set_time(x, day + OPC__TLS_DAY0, second);
+}
+
+OPC__FN void opc__tls_engine_init(opc__tls *t, const opc__tls_ctx *c, const uint8_t entropy[32]) {
+    br_ssl_engine_context *e = t->eng;
+    br_ssl_engine_set_versions(e, BR_TLS12, BR_TLS12);
+    br_ssl_engine_set_suites(e, c->suites, 4);
+    br_ssl_engine_set_hash(e, br_sha256_ID, &br_sha256_vtable);
+    br_ssl_engine_set_hash(e, br_sha384_ID, &br_sha384_vtable);
+    br_ssl_engine_set_hash(e, br_sha512_ID, &br_sha512_vtable);
+    br_ssl_engine_set_prf_sha256(e, &br_tls12_sha256_prf);
+    br_ssl_engine_set_default_aes_gcm(e);
+    br_ssl_engine_set_default_chapol(e);
+    br_ssl_engine_set_rsavrfy(e, br_rsa_pkcs1_vrfy_get_default());
+    br_ssl_engine_set_ecdsa(e, opc__tls_ecdsa_vrfy);
+    br_ssl_engine_set_x509(e, &t->x509.vtable);
+    br_ssl_engine_set_buffers_bidi(e, t->in, sizeof t->in, t->out, sizeof t->out);
+    br_ssl_engine_inject_entropy(e, entropy, 32);
+    /* ALPN for the native protocol will be offered here. */
+}
+
+OPC__FN void opc__tls_client(opc__tls *t, const opc__tls_ctx *c, const uint8_t expected[32],
+                             opc__tls_may may, void *user, const uint8_t entropy[32],
+                             int64_t wall_s) {
+    br_ssl_client_context *cc = &t->u.client;
+    memset(t, 0, offsetof(opc__tls, in));
+    t->may = may;
+    t->user = user;
+    t->pinned = 1;
+    memcpy(t->expected, expected, 32);
+    br_ssl_client_zero(cc);
+    t->eng = &cc->eng;
+    opc__tls_x509_init(t, c, wall_s);
+    opc__tls_engine_init(t, c, entropy);
+    /* Curves are listed by rising number, and X25519 (a third of P-256's time) has the highest:
+       offering it alone makes a server take it. Every peer of this protocol knows it. */
+    br_ssl_engine_set_ec(t->eng, &br_ec_c25519_m31);
+    br_ssl_client_set_rsapub(cc, br_rsa_public_get_default());
+    if (c->key->kind == OPC__KEY_RSA) {
+        br_ssl_client_set_single_rsa(cc, &c->chain, 1, &c->key->rsa, br_rsa_pkcs1_sign_get_default());
+    } else {
+        br_ssl_client_set_single_ec(cc, &c->chain, 1, &c->key->ec, BR_KEYTYPE_SIGN, c->ca_key_type,
+                                    br_ec_get_default(), br_ecdsa_sign_asn1_get_default());
+    }
+    br_ssl_engine_add_flags(t->eng, BR_OPT_NO_RENEGOTIATION);
+    if (!br_ssl_client_reset(cc, "localhost", 0)) t->refusal = OPCOMMS_E_RANDOM;
+}
+
+OPC__FN void opc__tls_server(opc__tls *t, const opc__tls_ctx *c, opc__tls_may may, void *user,
+                             const uint8_t entropy[32], int64_t wall_s) {
+    br_ssl_server_context *sc = &t->u.server;
+    memset(t, 0, offsetof(opc__tls, in));
+    t->may = may;
+    t->user = user;
+    t->is_server = 1;
+    br_ssl_server_zero(sc);
+    t->eng = &sc->eng;
+    opc__tls_x509_init(t, c, wall_s);
+    opc__tls_engine_init(t, c, entropy);
+    br_ssl_engine_set_ec(t->eng, br_ec_get_default());
+    if (c->key->kind == OPC__KEY_RSA) {
+        br_ssl_server_set_single_rsa(sc, &c->chain, 1, &c->key->rsa, BR_KEYTYPE_SIGN,
+                                     br_rsa_private_get_default(), br_rsa_pkcs1_sign_get_default());
+    } else {
+        br_ssl_server_set_single_ec(sc, &c->chain, 1, &c->key->ec, BR_KEYTYPE_SIGN, c->ca_key_type,
+                                    br_ec_get_default(), br_ecdsa_sign_asn1_get_default());
+    }
+    br_ssl_server_set_trust_anchor_names_alt(sc, &c->anchor, 1); /* demands a certificate */
+    br_ssl_engine_add_flags(t->eng, BR_OPT_NO_RENEGOTIATION | BR_OPT_ENFORCE_SERVER_PREFERENCES);
+    if (!br_ssl_server_reset(sc)) t->refusal = OPCOMMS_E_RANDOM;
+}
+
+OPC__FN void opc__tls_wipe(opc__tls *t) { opc__mem_wipe(t, sizeof *t); }
+
+OPC__FN int opc__tls_closed(const opc__tls *t) {
+    return t->eng == NULL || t->refusal == OPCOMMS_E_RANDOM ||
+           br_ssl_engine_current_state(t->eng) == BR_SSL_CLOSED ||
+           br_ssl_engine_current_state(t->eng) == 0;
+}
+
+/* After every movement: notices the end of the handshake; throws away data that comes after we
+   began to close, without which the engine would never finish. */
+OPC__FN void opc__tls_settle(opc__tls *t) {
+    if (!t->ready && t->have_peer && (br_ssl_engine_current_state(t->eng) & BR_SSL_SENDAPP)) {
+        t->ready = 1;
+    }
+    while (t->closing) {
+        size_t len = 0;
+        if (br_ssl_engine_recvapp_buf(t->eng, &len) == NULL || len == 0) break;
+        br_ssl_engine_recvapp_ack(t->eng, len);
+    }
+}
+
+OPC__FN uint8_t *opc__tls_in(opc__tls *t, size_t *room) {
+    return t->eng == NULL ? NULL : br_ssl_engine_recvrec_buf(t->eng, room);
+}
+OPC__FN void opc__tls_in_done(opc__tls *t, size_t n) {
+    if (n > 0) br_ssl_engine_recvrec_ack(t->eng, n);
+    opc__tls_settle(t);
+}
+OPC__FN const uint8_t *opc__tls_out(opc__tls *t, size_t *len) {
+    return t->eng == NULL ? NULL : br_ssl_engine_sendrec_buf(t->eng, len);
+}
+OPC__FN void opc__tls_out_done(opc__tls *t, size_t n) {
+    if (n > 0) {
+        br_ssl_engine_sendrec_ack(t->eng, n);
+        t->spoke = 1;
+    }
+    opc__tls_settle(t);
+}
+
+/* Application data only once both proofs are in. */
+OPC__FN const uint8_t *opc__tls_read(opc__tls *t, size_t *len) {
+    return t->ready && !t->closing ? br_ssl_engine_recvapp_buf(t->eng, len) : NULL;
+}
+OPC__FN void opc__tls_read_done(opc__tls *t, size_t n) {
+    if (n > 0) br_ssl_engine_recvapp_ack(t->eng, n);
+}
+OPC__FN uint8_t *opc__tls_write(opc__tls *t, size_t *room) {
+    return t->ready && !t->closing ? br_ssl_engine_sendapp_buf(t->eng, room) : NULL;
+}
+OPC__FN void opc__tls_write_done(opc__tls *t, size_t n) {
+    if (n > 0) br_ssl_engine_sendapp_ack(t->eng, n);
+}
+OPC__FN void opc__tls_flush(opc__tls *t) { br_ssl_engine_flush(t->eng, 0); }
+
+OPC__FN int opc__tls_ready(const opc__tls *t) { return t->ready; }
+OPC__FN const uint8_t *opc__tls_peer(const opc__tls *t) { return t->ready ? t->peer : NULL; }
+
+/* May the next input cost a private key operation? */
+OPC__FN int opc__tls_will_sign(const opc__tls *t) {
+    return t->is_server ? !t->spoke : !t->ready;
+}
+
+OPC__FN void opc__tls_close(opc__tls *t) {
+    if (t->closing || t->eng == NULL) return;
+    t->closing = 1;
+    opc__tls_settle(t);
+    br_ssl_engine_close(t->eng);
+}
+
+OPC__FN opcomms_err opc__tls_error(const opc__tls *t, int *tls_code) {
+    int code;
+    if (t->eng == NULL) return OPCOMMS_E_CLOSED;
+    code = br_ssl_engine_last_error(t->eng);
+    *tls_code = code;
+    if (t->refusal != OPCOMMS_OK) return t->refusal;
+    if (code == 0) return opc__tls_closed(t) ? OPCOMMS_E_CLOSED : OPCOMMS_OK;
+    if (code == BR_ERR_RECV_FATAL_ALERT + 46) return OPCOMMS_E_NOT_ALLOWED;
+    if (code >= 32 && code < 64) return OPCOMMS_E_CERT;
+    return OPCOMMS_E_TLS;
+}
+
+/* >>store ==== L2 ==== what keeps messages: the interface of log and memory */
+
+#define OPC__FRAG_BYTES 16384u
+#define OPC__MSG_TEXT 1u /* the payload is text, else bytes */
+
+typedef struct opc__msg_meta {
+    uint8_t from[32];
+    uint8_t from_id;
+    uint8_t dest_id;
+    uint8_t flags;
+    uint32_t dest_len;
+    const uint8_t *dest; /* opaque, at most 1 024 bytes */
+    uint64_t uid;
+    uint64_t bytes;
+    uint64_t wire_bytes; /* characters when rendered into a JSON string */
+    int64_t time_s;
+} opc__msg_meta;
+
+typedef struct opc__store opc__store;
+
+/* Everything but flush_run is called under the owner's lock. Positions grow with every append; an
+   operation with position P is durable when durable() >= P. OPCOMMS_E_AGAIN: no room until a flush
+   ends; nothing was consumed. */
+typedef struct opc__store_class {
+    size_t (*room)(opc__store *s);
+    opcomms_err (*begin)(opc__store *s, uint32_t *put);
+    opcomms_err (*data)(opc__store *s, uint32_t put, const uint8_t *p, size_t n);
+    opcomms_err (*rewind)(opc__store *s, uint32_t put);
+    opcomms_err (*peek)(opc__store *s, uint32_t put, uint64_t offset, uint8_t *buf, size_t len,
+                        size_t *got);
+    opcomms_err (*commit)(opc__store *s, uint32_t put, const opc__msg_meta *meta, uint64_t *uid,
+                          uint64_t *ref, uint64_t *position);
+    void (*abort)(opc__store *s, uint32_t put);
+    opcomms_err (*ack)(opc__store *s, uint64_t ref, uint64_t uid, uint64_t *position);
+    opcomms_err (*meta)(opc__store *s, uint64_t ref, opc__msg_meta *out, uint8_t dest[1024]);
+    opcomms_err (*read)(opc__store *s, uint64_t ref, uint64_t offset, uint8_t *buf, size_t len,
+                        size_t *got);
+    uint64_t (*end)(opc__store *s);
+    uint64_t (*written)(opc__store *s);
+    uint64_t (*durable)(opc__store *s);
+    opcomms_err (*write)(opc__store *s);       /* hand to the system now, without sync */
+    opcomms_err (*flush_begin)(opc__store *s); /* seal; OPCOMMS_E_AGAIN: nothing, or one runs */
+    opcomms_err (*flush_run)(opc__store *s);   /* without the lock: write and sync */
+    opcomms_err (*flush_end)(opc__store *s, opcomms_err result);
+    opcomms_err (*close)(opc__store *s);
+    uint64_t (*bytes)(opc__store *s);
+} opc__store_class;
+
+struct opc__store {
+    const opc__store_class *c;
+};
+
+/* An unacknowledged message found when a store is opened; oldest first. */
+typedef opcomms_err (*opc__store_found)(void *user, uint64_t uid, uint64_t ref,
+                                        const opc__msg_meta *meta);
+
+/* >>ram ==== L2 ==== messages in memory: a store that ends with the peer */
+
+/* One message, or one being received: its data in pieces of growing size would need copying, so it
+   lies in a chain of fixed blocks. */
+typedef struct opc__ram_block {
+    struct opc__ram_block *next;
+    uint32_t len;
+    uint32_t cap;
+    uint8_t data[1];
+} opc__ram_block;
+
+typedef struct opc__ram_msg {
+    opc__ram_block *first;
+    opc__ram_block *last;
+    uint64_t bytes;
+    int used; /* 1: being received */
+    int stored;
+    opc__msg_meta meta;
+    uint8_t dest[1024];
+    struct opc__ram_msg *next; /* in its bucket */
+} opc__ram_msg;
+
+#define OPC__RAM_BUCKETS 1024u
+
+typedef struct opc__ram {
+    opc__store base;
+    opc__mem *mem;
+    opc__ram_msg *put; /* puts_max of them */
+    uint32_t puts_max;
+    opc__ram_msg *bucket[OPC__RAM_BUCKETS];
+    uint64_t uid;
+    uint64_t position;
+    uint64_t bytes;
+    uint64_t bytes_max;
+} opc__ram;
+
+OPC__FN void opc__ram_blocks_free(opc__ram *r, opc__ram_msg *m) {
+    while (m->first != NULL) {
+        opc__ram_block *b = m->first;
+        m->first = b->next;
+        opc__mem_free(r->mem, b, offsetof(opc__ram_block, data) + b->cap);
+    }
+    r->bytes -= m->bytes;
+    m->last = NULL;
+    m->bytes = 0;
+}
+
+OPC__FN size_t opc__ram_room(opc__store *s) {
+    (void)s;
+    return SIZE_MAX;
+}
+
+OPC__FN opcomms_err opc__ram_begin(opc__store *s, uint32_t *put) {
+    opc__ram *r = (opc__ram *)(void *)s;
+    uint32_t i;
+    for (i = 0; i < r->puts_max; i++) {
+        if (r->put[i].used) continue;
+        memset(&r->put[i], 0, sizeof r->put[i]);
+        r->put[i].used = 1;
+        *put = i;
+        return OPCOMMS_OK;
+    }
+    return OPCOMMS_E_LIMIT;
+}
+
+OPC__FN opcomms_err opc__ram_data(opc__store *s, uint32_t put, const uint8_t *p, size_t n) {
+    opc__ram *r = (opc__ram *)(void *)s;
+    opc__ram_msg *m = &r->put[put];
+    OPCOMMS_ASSERT(put < r->puts_max && m->used);
+    if (n > r->bytes_max - r->bytes) return OPCOMMS_E_FULL;
+    while (n > 0) {
+        size_t some;
+        if (m->last == NULL || m->last->len == m->last->cap) {
+            uint32_t cap = m->bytes < 1024 ? 256 : OPC__FRAG_BYTES;
+            opc__ram_block *b = (opc__ram_block *)opc__mem_alloc(
+                r->mem, offsetof(opc__ram_block, data) + cap);
+            if (b == NULL) return OPCOMMS_E_NOMEM;
+            b->cap = cap;
+            if (m->last == NULL) {
+                m->first = b;
+            } else {
+                m->last->next = b;
+            }
+            m->last = b;
+        }
+        some = m->last->cap - m->last->len;
+        if (some > n) some = n;
+        memcpy(m->last->data + m->last->len, p, some);
+        m->last->len += (uint32_t)some;
+        m->bytes += some;
+        r->bytes += some;
+        p += some;
+        n -= some;
+    }
+    return OPCOMMS_OK;
+}
+
+OPC__FN void opc__ram_copy(const opc__ram_msg *m, uint64_t offset, uint8_t *buf, size_t len,
+                           size_t *got) {
+    const opc__ram_block *b = m->first;
+    size_t at = 0;
+    while (b != NULL && offset >= b->len) {
+        offset -= b->len;
+        b = b->next;
+    }
+    while (b != NULL && at < len) {
+        size_t some = b->len - (size_t)offset;
+        if (some > len - at) some = len - at;
+        memcpy(buf + at, b->data + offset, some);
+        at += some;
+        offset = 0;
+        b = b->next;
+    }
+    *got = at;
+}
+
+OPC__FN opcomms_err opc__ram_peek(opc__store *s, uint32_t put, uint64_t offset, uint8_t *buf,
+                                  size_t len, size_t *got) {
+    opc__ram *r = (opc__ram *)(void *)s;
+    OPCOMMS_ASSERT(put < r->puts_max);
+    opc__ram_copy(&r->put[put], offset, buf, len, got);
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__ram_rewind(opc__store *s, uint32_t put) {
+    opc__ram *r = (opc__ram *)(void *)s;
+    opc__ram_blocks_free(r, &r->put[put]);
+    return OPCOMMS_OK;
+}
+
+OPC__FN void opc__ram_abort(opc__store *s, uint32_t put) {
+    opc__ram *r = (opc__ram *)(void *)s;
+    opc__ram_blocks_free(r, &r->put[put]);
+    r->put[put].used = 0;
+}
+
+OPC__FN opcomms_err opc__ram_commit(opc__store *s, uint32_t put, const opc__msg_meta *meta,
+                                    uint64_t *uid, uint64_t *ref, uint64_t *position) {
+    opc__ram *r = (opc__ram *)(void *)s;
+    opc__ram_msg *m;
+    if (meta->dest_len > 1024u) return OPCOMMS_E_LIMIT;
+    m = (opc__ram_msg *)opc__mem_alloc(r->mem, sizeof *m);
+    if (m == NULL) return OPCOMMS_E_NOMEM;
+    *m = r->put[put];
+    memset(&r->put[put], 0, sizeof r->put[put]);
+    m->meta = *meta;
+    m->meta.uid = ++r->uid;
+    if (meta->dest_len > 0) memcpy(m->dest, meta->dest, meta->dest_len);
+    m->meta.dest = m->dest;
+    m->next = r->bucket[m->meta.uid % OPC__RAM_BUCKETS];
+    r->bucket[m->meta.uid % OPC__RAM_BUCKETS] = m;
+    *uid = m->meta.uid;
+    *ref = m->meta.uid;
+    *position = ++r->position;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opc__ram_msg **opc__ram_find(opc__ram *r, uint64_t ref) {
+    opc__ram_msg **at = &r->bucket[ref % OPC__RAM_BUCKETS];
+    while (*at != NULL && (*at)->meta.uid != ref) at = &(*at)->next;
+    return at;
+}
+
+OPC__FN opcomms_err opc__ram_ack(opc__store *s, uint64_t ref, uint64_t uid, uint64_t *position) {
+    opc__ram *r = (opc__ram *)(void *)s;
+    opc__ram_msg **at = opc__ram_find(r, ref), *m = *at;
+    (void)uid;
+    if (m == NULL) return OPCOMMS_E_NOT_FOUND;
+    *at = m->next;
+    opc__ram_blocks_free(r, m);
+    opc__mem_free(r->mem, m, sizeof *m);
+    *position = ++r->position;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__ram_meta(opc__store *s, uint64_t ref, opc__msg_meta *out,
+                                  uint8_t dest[1024]) {
+    opc__ram_msg *m = *opc__ram_find((opc__ram *)(void *)s, ref);
+    if (m == NULL) return OPCOMMS_E_NOT_FOUND;
+    *out = m->meta;
+    memcpy(dest, m->dest, m->meta.dest_len);
+    out->dest = dest;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__ram_read(opc__store *s, uint64_t ref, uint64_t offset, uint8_t *buf,
+                                  size_t len, size_t *got) {
+    opc__ram_msg *m = *opc__ram_find((opc__ram *)(void *)s, ref);
+    if (m == NULL) return OPCOMMS_E_NOT_FOUND;
+    opc__ram_copy(m, offset, buf, len, got);
+    return OPCOMMS_OK;
+}
+
+OPC__FN uint64_t opc__ram_position(opc__store *s) { return ((opc__ram *)(void *)s)->position; }
+OPC__FN opcomms_err opc__ram_write(opc__store *s) {
+    (void)s;
+    return OPCOMMS_OK;
+}
+OPC__FN opcomms_err opc__ram_flush_begin(opc__store *s) {
+    (void)s;
+    return OPCOMMS_E_AGAIN; /* never anything to do */
+}
+OPC__FN opcomms_err opc__ram_flush_end(opc__store *s, opcomms_err result) {
+    (void)s;
+    return result;
+}
+OPC__FN uint64_t opc__ram_bytes(opc__store *s) { return ((opc__ram *)(void *)s)->bytes; }
+
+OPC__FN opcomms_err opc__ram_close(opc__store *s) {
+    opc__ram *r = (opc__ram *)(void *)s;
+    uint32_t i;
+    for (i = 0; i < r->puts_max; i++) opc__ram_blocks_free(r, &r->put[i]);
+    for (i = 0; i < OPC__RAM_BUCKETS; i++) {
+        while (r->bucket[i] != NULL) {
+            opc__ram_msg *m = r->bucket[i];
+            r->bucket[i] = m->next;
+            opc__ram_blocks_free(r, m);
+            opc__mem_free(r->mem, m, sizeof *m);
+        }
+    }
+    opc__mem_free(r->mem, r->put, (size_t)r->puts_max * sizeof *r->put);
+    opc__mem_free(r->mem, r, sizeof *r);
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t bytes_max,
+                                  opc__store **out) {
+    static const opc__store_class c = {
+        opc__ram_room,  opc__ram_begin, opc__ram_data,        opc__ram_rewind,   opc__ram_peek,
+        opc__ram_commit, opc__ram_abort, opc__ram_ack,        opc__ram_meta,     opc__ram_read,
+        opc__ram_position, opc__ram_position, opc__ram_position, opc__ram_write, opc__ram_flush_begin,
+        opc__ram_write, opc__ram_flush_end, opc__ram_close, opc__ram_bytes,
+    };
+    opc__ram *r = (opc__ram *)opc__mem_alloc(mem, sizeof *r);
+    if (r == NULL) return OPCOMMS_E_NOMEM;
+    r->put = (opc__ram_msg *)opc__mem_array(mem, puts_max, sizeof *r->put);
+    if (r->put == NULL) {
+        opc__mem_free(mem, r, sizeof *r);
+        return OPCOMMS_E_NOMEM;
+    }
+    r->base.c = &c;
+    r->mem = mem;
+    r->puts_max = puts_max;
+    r->bytes_max = bytes_max;
+    *out = &r->base;
+    return OPCOMMS_OK;
+}
+
+typedef struct opc__log_options { const opcomms_platform *plat; opc__mem *mem; const char *path; uint8_t key_hash[32]; int durability; uint32_t buffer_bytes; uint32_t puts_max; uint64_t log_bytes_max; } opc__log_options;
+/* >>log ==== L2 ==== not yet in this commit */
+OPC__FN opcomms_err opc__log_open(const opc__log_options*o, opc__store_found found, void *user, opc__store **out, opcomms_error *err){(void)o;(void)found;(void)user;(void)out;return opc__err_set(err,OPCOMMS_E_UNSUPPORTED,0,NULL);}
+
+/* >>id ==== L3 ==== identifiers and addresses as text */
+
+#define OPC__ID_HASH_MAX 128u
+
+OPC__FN int opc__id_number(const char *s, size_t len, int16_t *out) {
+    uint64_t v = 0;
+    if (len > 0 && s[0] == '+') {
+        s++;
+        len--;
+    }
+    while (len > 1 && s[0] == '0') { /* any number of leading zeros, as the reference takes them */
+        s++;
+        len--;
+    }
+    if (!opc__str_u64(s, len, 255, &v)) return 0;
+    *out = (int16_t)v;
+    return 1;
+}
+
+/* How many bytes of white space (Unicode White_Space) s begins with. */
+OPC__FN size_t opc__id_space(const uint8_t *s, size_t n) {
+    if (n >= 1 && (s[0] == ' ' || (s[0] >= 9 && s[0] <= 13))) return 1;
+    if (n >= 2 && s[0] == 0xc2 && (s[1] == 0x85 || s[1] == 0xa0)) return 2;
+    if (n < 3) return 0;
+    if (s[0] == 0xe1 && s[1] == 0x9a && s[2] == 0x80) return 3;
+    if (s[0] == 0xe2 && s[1] == 0x80 &&
+        ((s[2] >= 0x80 && s[2] <= 0x8a) || s[2] == 0xa8 || s[2] == 0xa9 || s[2] == 0xaf)) {
+        return 3;
+    }
+    if (s[0] == 0xe2 && s[1] == 0x81 && s[2] == 0x9f) return 3;
+    return s[0] == 0xe3 && s[1] == 0x80 && s[2] == 0x80 ? 3 : 0;
+}
+
+OPC__FN void opc__id_trim(const char **s, size_t *len) {
+    size_t n, k;
+    while ((n = opc__id_space((const uint8_t *)*s, *len)) > 0) {
+        *s += n;
+        *len -= n;
+    }
+    for (k = 1; k <= 3 && k <= *len; k++) {
+        if (opc__id_space((const uint8_t *)*s + *len - k, k) == k) {
+            *len -= k;
+            k = 0;
+        }
+    }
+}
+
+/* Exactly one ':'. `rule`: "~" allowed, nothing trimmed, the hash may be empty. */
+OPC__FN int opc__id_parse(const char *s, size_t len, int rule, opcomms_identifier *out) {
+    const char *colon = len > 0 ? (const char *)memchr(s, ':', len) : NULL;
+    const char *hash = s, *id;
+    size_t hash_len, id_len;
+    int16_t number = OPCOMMS_ANY_ID;
+    if (colon == NULL) return 0;
+    hash_len = (size_t)(colon - s);
+    id = colon + 1;
+    id_len = len - hash_len - 1;
+    if (memchr(id, ':', id_len) != NULL) return 0;
+    if (!rule) {
+        opc__id_trim(&hash, &hash_len);
+        opc__id_trim(&id, &id_len);
+        if (hash_len == 0) return 0;
+    }
+    if (hash_len > OPC__ID_HASH_MAX || memchr(hash, 0, hash_len) != NULL) return 0;
+    if (!(rule && id_len == 1 && id[0] == '~') && !opc__id_number(id, id_len, &number)) return 0;
+    memset(out, 0, sizeof *out);
+    memcpy(out->hash, hash, hash_len);
+    out->id = number;
+    return 1;
+}
+
+OPC__FN void opc__id_format(opc__text *t, const opcomms_identifier *id) {
+    opc__text_str(t, id->hash);
+    opc__text_str(t, ":");
+    if (id->id < 0) {
+        opc__text_str(t, "~");
+    } else {
+        opc__text_u64(t, (uint64_t)id->id);
+    }
+}
+
+/* Strict dotted quad: no leading zeros, no short forms. */
+OPC__FN int opc__id_ip4(const char *s, size_t len, uint8_t out[4]) {
+    size_t i = 0;
+    int part;
+    for (part = 0; part < 4; part++) {
+        size_t start = i;
+        uint64_t v = 0;
+        while (i < len && s[i] != '.') i++;
+        if (i - start > 3 || (i - start > 1 && s[start] == '0')) return 0;
+        if (!opc__str_u64(s + start, i - start, 255, &v)) return 0;
+        out[part] = (uint8_t)v;
+        if (part < 3 && i++ >= len) return 0;
+    }
+    return i == len;
+}
+
+/* RFC 4291 2.2, all three forms; no scope. */
+OPC__FN int opc__id_ip6(const char *s, size_t len, uint8_t out[16]) {
+    uint8_t b[16];
+    size_t i = 0, n = 0, gap = 17;
+    memset(b, 0, sizeof b);
+    if (len >= 2 && s[0] == ':' && s[1] == ':') {
+        gap = 0;
+        i = 2;
+    }
+    while (i < len) {
+        size_t start = i;
+        uint32_t v = 0;
+        while (i < len && i - start < 5 && opc__str_hex_value((unsigned char)s[i]) >= 0) {
+            v = (v << 4) | (uint32_t)opc__str_hex_value((unsigned char)s[i]);
+            i++;
+        }
+        if (i < len && s[i] == '.') {
+            if (n > 12 || !opc__id_ip4(s + start, len - start, b + n)) return 0;
+            n += 4;
+            i = len;
+            break;
+        }
+        if (i == start || i - start > 4 || n > 14) return 0;
+        opc__buf_put16(b + n, v);
+        n += 2;
+        if (i == len) break;
+        if (s[i++] != ':') return 0;
+        if (i == len) return 0;
+        if (s[i] == ':') {
+            if (gap != 17) return 0;
+            gap = n;
+            i++;
+        }
+    }
+    if (gap == 17 ? n != 16 : n > 14) return 0;
+    if (gap != 17) {
+        memmove(b + 16 - (n - gap), b + gap, n - gap);
+        memset(b + gap, 0, 16 - n);
+    }
+    memcpy(out, b, 16);
+    return 1;
+}
+
+OPC__FN opcomms_err opc__id_ip_parse(const char *s, size_t len, opcomms_address *out) {
+    opcomms_address a;
+    memset(&a, 0, sizeof a);
+    if (opc__id_ip4(s, len, a.ip)) {
+        a.family = 4;
+    } else if (opc__id_ip6(s, len, a.ip)) {
+        a.family = 6;
+    } else {
+        return OPCOMMS_E_ADDRESS;
+    }
+    *out = a;
+    return OPCOMMS_OK;
+}
+
+/* "1.2.3.4:80" or "[::1]:80". */
+OPC__FN opcomms_err opc__id_address_parse(const char *s, size_t len, opcomms_address *out) {
+    size_t colon = len;
+    uint64_t port = 0;
+    opcomms_address a;
+    while (colon > 0 && s[colon - 1] != ':') colon--;
+    if (colon == 0 || len - colon > 5 || !opc__str_u64(s + colon, len - colon, 65535, &port)) {
+        return OPCOMMS_E_ADDRESS;
+    }
+    colon--;
+    if (colon >= 2 && s[0] == '[' && s[colon - 1] == ']') {
+        if (opc__id_ip_parse(s + 1, colon - 2, &a) != OPCOMMS_OK || a.family != 6) {
+            return OPCOMMS_E_ADDRESS;
+        }
+    } else if (opc__id_ip_parse(s, colon, &a) != OPCOMMS_OK || a.family != 4) {
+        return OPCOMMS_E_ADDRESS;
+    }
+    a.port = (uint16_t)port;
+    *out = a;
+    return OPCOMMS_OK;
+}
+
+OPC__FN int opc__id_is_mapped(const opcomms_address *a) {
+    static const uint8_t prefix[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+    return a->family == 6 && memcmp(a->ip, prefix, 12) == 0;
+}
+
+/* ::ffff:1.2.3.4 is 1.2.3.4. */
+OPC__FN int opc__id_ip_equal(const opcomms_address *a, const opcomms_address *b) {
+    const uint8_t *pa = a->ip, *pb = b->ip;
+    int fa = a->family, fb = b->family;
+    if (opc__id_is_mapped(a)) {
+        pa += 12;
+        fa = 4;
+    }
+    if (opc__id_is_mapped(b)) {
+        pb += 12;
+        fb = 4;
+    }
+    return fa == fb && fa != 0 && memcmp(pa, pb, fa == 4 ? 4 : 16) == 0;
+}
+
+OPC__FN void opc__id_address_format(const opcomms_address *a, int with_port, char out[64]) {
+    opc__text t;
+    int i;
+    opc__text_init(&t, out, 64);
+    if (a->family == 4) {
+        for (i = 0; i < 4; i++) {
+            if (i > 0) opc__text_str(&t, ".");
+            opc__text_u64(&t, a->ip[i]);
+        }
+    } else {
+        int best = -1, best_len = 1; /* RFC 5952 4.2: the first longest run of two or more zeros */
+        for (i = 0; i < 8; i++) {
+            int n = 0;
+            while (i + n < 8 && opc__buf_be16(a->ip + 2 * (i + n)) == 0) n++;
+            if (n > best_len) {
+                best = i;
+                best_len = n;
+            }
+        }
+        if (with_port) opc__text_str(&t, "[");
+        for (i = 0; i < 8; i++) {
+            static const char hex[] = "0123456789abcdef";
+            uint32_t v = opc__buf_be16(a->ip + 2 * i);
+            int shift = 12;
+            if (i == best) {
+                opc__text_str(&t, "::");
+                i += best_len - 1;
+                continue;
+            }
+            if (i > 0 && i != best + best_len) opc__text_str(&t, ":");
+            while (shift > 0 && (v >> shift) == 0) shift -= 4;
+            for (; shift >= 0; shift -= 4) opc__text_bytes(&t, &hex[(v >> shift) & 15u], 1);
+        }
+        if (with_port) opc__text_str(&t, "]");
+    }
+    if (with_port) {
+        opc__text_str(&t, ":");
+        opc__text_u64(&t, a->port);
+    }
+}
+
+/* >>allow ==== L3 ==== shared lists of rules, and the allow list */
+
+#define OPC__LIST_MAX 65536u
+#define OPC__LIST_WATCHERS 64u
+#define OPC__LIST_FILE_MAX ((size_t)16 << 20)
+
+/* One rule: hash and address for the allow list, from and to for the routing table. */
+typedef struct opc__rule {
+    char *a;
+    uint32_t a_len;
+    char *b; /* NULL in the allow list; in the table NULL is a source without destinations */
+    uint32_t b_len;
+    opcomms_address ip; /* family 0: any */
+} opc__rule;
+
+/* Rules sorted by (a, b). */
+typedef struct opc__rules {
+    opc__rule *rule;
+    uint32_t count;
+    uint32_t cap;
+    uint32_t any_ip; /* rules without address */
+    int all;
+} opc__rules;
+
+typedef struct opc__list {
+    opc__mem mem;
+    opc__mutex lock;
+    uint32_t refs;
+    uint64_t generation;
+    opc__rules now;
+    char path[OPC__PATH_MAX];
+    struct {
+        void (*wake)(void *user);
+        void *user;
+    } watcher[OPC__LIST_WATCHERS];
+    uint32_t watchers;
+} opc__list;
+
+struct opcomms_allow_list {
+    opc__list l;
+};
+
+OPC__FN int opc__rule_bytes(const char *a, uint32_t a_len, const char *b, uint32_t b_len) {
+    uint32_t n = a_len < b_len ? a_len : b_len;
+    int c = n > 0 ? memcmp(a, b, n) : 0;
+    if (c != 0) return c;
+    return a_len < b_len ? -1 : (a_len > b_len ? 1 : 0);
+}
+
+OPC__FN int opc__rule_order(const opc__rule *x, const opc__rule *y) {
+    int c = opc__rule_bytes(x->a, x->a_len, y->a, y->a_len);
+    if (c != 0) return c;
+    if (x->b == NULL || y->b == NULL) return (x->b != NULL) - (y->b != NULL);
+    return opc__rule_bytes(x->b, x->b_len, y->b, y->b_len);
+}
+
+/* Index of the first rule not before `key`. */
+OPC__FN uint32_t opc__rules_at(const opc__rules *r, const opc__rule *key) {
+    uint32_t lo = 0, hi = r->count;
+    while (lo < hi) {
+        uint32_t mid = lo + (hi - lo) / 2;
+        if (opc__rule_order(&r->rule[mid], key) < 0) {
+            lo = mid + 1;
+        } else {
+            hi = mid;
+        }
+    }
+    return lo;
+}
+
+OPC__FN void opc__rule_key(opc__rule *k, const char *a, size_t a_len, const char *b,
+                           size_t b_len) {
+    union {
+        const char *in;
+        char *out;
+    } u;
+    memset(k, 0, sizeof *k);
+    u.in = a; /* only compared, never written through */
+    k->a = u.out;
+    k->a_len = (uint32_t)a_len;
+    u.in = b;
+    k->b = u.out;
+    k->b_len = (uint32_t)b_len;
+}
+
+OPC__FN int opc__rules_find(const opc__rules *r, const opc__rule *key, uint32_t *at) {
+    *at = opc__rules_at(r, key);
+    return *at < r->count && opc__rule_order(&r->rule[*at], key) == 0;
+}
+
+OPC__FN void opc__rules_drop(opc__mem *mem, opc__rules *r, uint32_t i) {
+    opc__rule *x = &r->rule[i];
+    if (x->ip.family == 0) r->any_ip--;
+    opc__mem_free(mem, x->a, (size_t)x->a_len + 1u);
+    opc__mem_free(mem, x->b, (size_t)x->b_len + 1u);
+    memmove(x, x + 1, (size_t)(r->count - i - 1) * sizeof *x);
+    r->count--;
+}
+
+OPC__FN void opc__rules_free(opc__mem *mem, opc__rules *r) {
+    while (r->count > 0) opc__rules_drop(mem, r, r->count - 1);
+    opc__mem_free(mem, r->rule, (size_t)r->cap * sizeof *r->rule);
+    memset(r, 0, sizeof *r);
+}
+
+/* Inserts a copy of `key`, or replaces its address. */
+OPC__FN opcomms_err opc__rules_add(opc__mem *mem, opc__rules *r, const opc__rule *key) {
+    uint32_t at = 0;
+    opc__rule fresh;
+    if (opc__rules_find(r, key, &at)) {
+        if (r->rule[at].ip.family == 0) r->any_ip--;
+        if (key->ip.family == 0) r->any_ip++;
+        r->rule[at].ip = key->ip;
+        return OPCOMMS_OK;
+    }
+    if (r->count >= OPC__LIST_MAX) return OPCOMMS_E_LIMIT;
+    if (r->count == r->cap) {
+        uint32_t cap = r->cap == 0 ? 16 : r->cap * 2;
+        opc__rule *p = (opc__rule *)opc__mem_array(mem, cap, sizeof *p);
+        if (p == NULL) return OPCOMMS_E_NOMEM;
+        if (r->count > 0) memcpy(p, r->rule, (size_t)r->count * sizeof *p);
+        opc__mem_free(mem, r->rule, (size_t)r->cap * sizeof *p);
+        r->rule = p;
+        r->cap = cap;
+    }
+    fresh = *key;
+    fresh.b = NULL;
+    fresh.a = (char *)opc__mem_alloc(mem, (size_t)key->a_len + 1u);
+    if (fresh.a == NULL) return OPCOMMS_E_NOMEM;
+    if (key->b != NULL) {
+        fresh.b = (char *)opc__mem_alloc(mem, (size_t)key->b_len + 1u);
+        if (fresh.b == NULL) {
+            opc__mem_free(mem, fresh.a, (size_t)key->a_len + 1u);
+            return OPCOMMS_E_NOMEM;
+        }
+        if (key->b_len > 0) memcpy(fresh.b, key->b, key->b_len);
+    }
+    if (key->a_len > 0) memcpy(fresh.a, key->a, key->a_len);
+    memmove(&r->rule[at + 1], &r->rule[at], (size_t)(r->count - at) * sizeof *r->rule);
+    r->rule[at] = fresh;
+    r->count++;
+    if (fresh.ip.family == 0) r->any_ip++;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__list_new(const opcomms_allocator *alloc, size_t bytes, opc__list **out) {
+    opc__mem mem;
+    opc__list *l;
+    memset(&mem, 0, sizeof mem);
+    mem.alloc = alloc != NULL ? alloc->alloc : opc__plat_malloc;
+    mem.release = alloc != NULL ? alloc->release : opc__plat_free;
+    mem.user = alloc != NULL ? alloc->user : NULL;
+    if (mem.alloc == NULL || mem.release == NULL) return OPCOMMS_E_INVAL;
+    l = (opc__list *)opc__mem_alloc(&mem, bytes);
+    if (l == NULL) return OPCOMMS_E_NOMEM;
+    if (!opc__mutex_init(&l->lock)) {
+        opc__mem_free(&mem, l, bytes);
+        return OPCOMMS_E_NOMEM;
+    }
+    l->mem = mem;
+    l->refs = 1;
+    *out = l;
+    return OPCOMMS_OK;
+}
+
+OPC__FN void opc__list_retain(opc__list *l) {
+    opc__mutex_lock(&l->lock);
+    l->refs++;
+    opc__mutex_unlock(&l->lock);
+}
+
+OPC__FN void opc__list_release(opc__list *l, size_t bytes) {
+    opc__mem mem;
+    uint32_t left;
+    opc__mutex_lock(&l->lock);
+    OPCOMMS_ASSERT(l->refs > 0);
+    left = --l->refs;
+    opc__mutex_unlock(&l->lock);
+    if (left > 0) return;
+    opc__rules_free(&l->mem, &l->now);
+    opc__mutex_destroy(&l->lock);
+    mem = l->mem;
+    opc__mem_free(&mem, l, bytes);
+}
+
+/* Called with the lock: everybody who watches looks again. The wake functions take no lock. */
+OPC__FN void opc__list_changed(opc__list *l) {
+    uint32_t i;
+    l->generation++;
+    for (i = 0; i < l->watchers; i++) l->watcher[i].wake(l->watcher[i].user);
+}
+
+OPC__FN opcomms_err opc__list_watch(opc__list *l, void (*wake)(void *user), void *user) {
+    opcomms_err rc = OPCOMMS_E_LIMIT;
+    opc__mutex_lock(&l->lock);
+    if (l->watchers < OPC__LIST_WATCHERS) {
+        l->watcher[l->watchers].wake = wake;
+        l->watcher[l->watchers].user = user;
+        l->watchers++;
+        rc = OPCOMMS_OK;
+    }
+    opc__mutex_unlock(&l->lock);
+    return rc;
+}
+
+OPC__FN void opc__list_unwatch(opc__list *l, void (*wake)(void *user), void *user) {
+    uint32_t i;
+    opc__mutex_lock(&l->lock);
+    for (i = 0; i < l->watchers; i++) {
+        if (l->watcher[i].wake == wake && l->watcher[i].user == user) {
+            l->watcher[i] = l->watcher[--l->watchers];
+            break;
+        }
+    }
+    opc__mutex_unlock(&l->lock);
+}
+
+/* "allow_all", white space around it. */
+OPC__FN int opc__list_is_all(const char *text, size_t len) {
+    opc__id_trim(&text, &len);
+    return len == 9 && memcmp(text, "allow_all", 9) == 0;
+}
+
+/* A growing text for saving. */
+typedef struct opc__list_text {
+    opc__mem *mem;
+    char *p;
+    size_t len;
+    size_t cap;
+    int failed;
+} opc__list_text;
+
+OPC__FN void opc__list_put(opc__list_text *t, const char *s, size_t n) {
+    if (t->failed) return;
+    if (n > t->cap - t->len) {
+        size_t cap = (t->cap + n) * 2 + 256;
+        char *p = (char *)opc__mem_alloc(t->mem, cap);
+        if (p == NULL) {
+            t->failed = 1;
+            return;
+        }
+        if (t->len > 0) memcpy(p, t->p, t->len);
+        opc__mem_free(t->mem, t->p, t->cap);
+        t->p = p;
+        t->cap = cap;
+    }
+    if (n > 0) memcpy(t->p + t->len, s, n);
+    t->len += n;
+}
+
+/* As a double-quoted YAML text, which is right for any content. */
+OPC__FN void opc__list_quote(opc__list_text *t, const char *s, size_t n) {
+    static const char hex[] = "0123456789abcdef";
+    size_t i;
+    opc__list_put(t, "\"", 1);
+    for (i = 0; i < n; i++) {
+        if (s[i] == '"' || s[i] == '\\') {
+            opc__list_put(t, "\\", 1);
+            opc__list_put(t, &s[i], 1);
+        } else if ((unsigned char)s[i] < 0x20u || s[i] == 0x7f) {
+            char e[4];
+            e[0] = '\\';
+            e[1] = 'x';
+            e[2] = hex[(unsigned char)s[i] >> 4];
+            e[3] = hex[s[i] & 15];
+            opc__list_put(t, e, 4);
+        } else {
+            opc__list_put(t, &s[i], 1);
+        }
+    }
+    opc__list_put(t, "\"", 1);
+}
+
+/* What reading a file collects. */
+typedef struct opc__list_reader {
+    opc__mem *mem;
+    opc__rules rules;
+    char key[OPC__YAML_TEXT];
+    size_t key_len;
+    int in_list;
+    opcomms_err rc; /* not the text's fault */
+} opc__list_reader;
+
+OPC__FN const char *opc__list_take(opc__list_reader *r, const opc__rule *key) {
+    r->rc = opc__rules_add(r->mem, &r->rules, key);
+    return r->rc == OPCOMMS_OK ? NULL : opc__err_text(r->rc);
+}
+
+OPC__FN const char *opc__allow_event(void *user, int event, const char *text, size_t len) {
+    opc__list_reader *r = (opc__list_reader *)user;
+    opc__rule key;
+    if (event == OPC__YAML_KEY) {
+        memcpy(r->key, text, len);
+        r->key_len = len;
+        return NULL;
+    }
+    if (event == OPC__YAML_LIST || event == OPC__YAML_ITEM) return "an IP address or null is expected";
+    opc__rule_key(&key, r->key, r->key_len, NULL, 0);
+    if (event == OPC__YAML_SCALAR && opc__id_ip_parse(text, len, &key.ip) != OPCOMMS_OK) {
+        return "not an IP address";
+    }
+    return opc__list_take(r, &key);
+}
+
+/* Reads text by `on` and, only when all of it is good, puts it in force. */
+OPC__FN opcomms_err opc__list_load_text(opc__list *l, opc__yaml_fn on, const char *text,
+                                        size_t len, opcomms_error *err) {
+    opc__list_reader *r;
+    opcomms_err rc = OPCOMMS_OK;
+    opc__mutex_lock(&l->lock);
+    r = (opc__list_reader *)opc__mem_alloc(&l->mem, sizeof *r);
+    if (r == NULL) {
+        opc__mutex_unlock(&l->lock);
+        return opc__err_set(err, OPCOMMS_E_NOMEM, 0, NULL);
+    }
+    r->mem = &l->mem;
+    if (opc__list_is_all(text, len)) {
+        r->rules.all = 1;
+    } else {
+        rc = opc__yaml_parse(text, len, on, r, err);
+        if (rc != OPCOMMS_OK && r->rc != OPCOMMS_OK) {
+            rc = r->rc;
+            if (err != NULL) err->code = rc;
+        }
+    }
+    if (rc == OPCOMMS_OK) {
+        opc__rules old = l->now;
+        l->now = r->rules;
+        r->rules = old;
+        opc__list_changed(l);
+    }
+    opc__rules_free(&l->mem, &r->rules);
+    opc__mem_free(&l->mem, r, sizeof *r);
+    opc__mutex_unlock(&l->lock);
+    return rc;
+}
+
+OPC__FN opcomms_err opc__list_load(opc__list *l, opc__yaml_fn on, const char *path,
+                                   opcomms_error *err) {
+    char *text = NULL;
+    size_t len = 0;
+    opc__mem mem = l->mem; /* the allocator; this copy counts for itself */
+    opcomms_err rc;
+    if (strlen(path) >= sizeof l->path) return opc__err_set(err, OPCOMMS_E_INVAL, 0, "path");
+    if (opc__plat_default() == NULL) return opc__err_set(err, OPCOMMS_E_UNSUPPORTED, 0, NULL);
+    mem.used = 0;
+    rc = opc__plat_read_file(opc__plat_default(), &mem, path, OPC__LIST_FILE_MAX, &text, &len, err);
+    if (rc != OPCOMMS_OK) return rc;
+    rc = opc__list_load_text(l, on, text, len, err);
+    opc__mem_free(&mem, text, len + 1);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__mutex_lock(&l->lock);
+    memcpy(l->path, path, strlen(path) + 1);
+    opc__mutex_unlock(&l->lock);
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__list_reload(opc__list *l, opc__yaml_fn on, opcomms_error *err) {
+    char path[OPC__PATH_MAX];
+    opc__mutex_lock(&l->lock);
+    memcpy(path, l->path, sizeof path);
+    opc__mutex_unlock(&l->lock);
+    if (path[0] == 0) return opc__err_set(err, OPCOMMS_E_NOT_FOUND, 0, "nothing was loaded before");
+    return opc__list_load(l, on, path, err);
+}
+
+/* Writes the rules as YAML. allow_all is written as the reference's reader wants it: exactly the
+   word, without a line end. */
+OPC__FN opcomms_err opc__list_save(opc__list *l, const char *path, opcomms_error *err) {
+    opc__list_text t;
+    opc__mem mem = l->mem;
+    uint32_t i;
+    opcomms_err rc;
+    if (opc__plat_default() == NULL) return opc__err_set(err, OPCOMMS_E_UNSUPPORTED, 0, NULL);
+    mem.used = 0;
+    memset(&t, 0, sizeof t);
+    t.mem = &mem;
+    opc__mutex_lock(&l->lock);
+    if (l->now.all) opc__list_put(&t, "allow_all", 9);
+    if (!l->now.all && l->now.count == 0) opc__list_put(&t, "{}\n", 3);
+    for (i = 0; !l->now.all && i < l->now.count; i++) {
+        const opc__rule *r = &l->now.rule[i];
+        char ip[64];
+        int again = i > 0 && opc__rule_bytes(r->a, r->a_len, r[-1].a, r[-1].a_len) == 0;
+        if (!again) {
+            opc__list_quote(&t, r->a, r->a_len);
+            opc__list_put(&t, ":", 1);
+        }
+        if (r->b != NULL) {
+            opc__list_put(&t, again ? "  - " : "\n  - ", again ? 4 : 5);
+            opc__list_quote(&t, r->b, r->b_len);
+        } else if (r->ip.family != 0) {
+            opc__id_address_format(&r->ip, 0, ip);
+            opc__list_put(&t, " ", 1);
+            opc__list_put(&t, ip, strlen(ip));
+        } else {
+            opc__list_put(&t, " null", 5);
+        }
+        opc__list_put(&t, "\n", 1);
+    }
+    opc__mutex_unlock(&l->lock);
+    rc = t.failed ? opc__err_set(err, OPCOMMS_E_NOMEM, 0, NULL)
+                  : opc__plat_write_file_atomic(opc__plat_default(), path, t.p, t.len, err);
+    opc__mem_free(&mem, t.p, t.cap);
+    return rc;
+}
+
+OPC__FN void opc__allow_lock(opcomms_allow_list *a) { opc__mutex_lock(&a->l.lock); }
+OPC__FN void opc__allow_unlock(opcomms_allow_list *a) { opc__mutex_unlock(&a->l.lock); }
+
+/* `from` NULL asks for the hash alone. */
+OPC__FN int opc__allow_text_locked(const opcomms_allow_list *a, const char *hash, size_t len,
+                                   const opcomms_address *from) {
+    opc__rule key;
+    uint32_t at = 0;
+    if (a->l.now.all) return 1;
+    opc__rule_key(&key, hash, len, NULL, 0);
+    if (!opc__rules_find(&a->l.now, &key, &at)) return 0;
+    if (from == NULL || a->l.now.rule[at].ip.family == 0) return 1;
+    return opc__id_ip_equal(&a->l.now.rule[at].ip, from);
+}
+
+OPC__FN int opc__allow_check_locked(const opcomms_allow_list *a, const uint8_t hash[32],
+                                    const opcomms_address *from) {
+    char text[65];
+    opc__str_hash_write(hash, text);
+    return opc__allow_text_locked(a, text, 64, from);
+}
+
+OPC__FN int opc__allow_check(opcomms_allow_list *a, const uint8_t hash[32],
+                             const opcomms_address *from) {
+    int ok;
+    opc__allow_lock(a);
+    ok = opc__allow_check_locked(a, hash, from);
+    opc__allow_unlock(a);
+    return ok;
+}
+
+/* Could any entry admit this address? */
+OPC__FN int opc__allow_address(opcomms_allow_list *a, const opcomms_address *from) {
+    uint32_t i;
+    int ok;
+    opc__allow_lock(a);
+    ok = a->l.now.all || a->l.now.any_ip > 0;
+    for (i = 0; !ok && i < a->l.now.count; i++) {
+        ok = opc__id_ip_equal(&a->l.now.rule[i].ip, from);
+    }
+    opc__allow_unlock(a);
+    return ok;
+}
+
+OPC__FN uint64_t opc__allow_generation(opcomms_allow_list *a) {
+    uint64_t g;
+    opc__allow_lock(a);
+    g = a->l.generation;
+    opc__allow_unlock(a);
+    return g;
+}
+
+OPC__FN opcomms_err opc__allow_watch(opcomms_allow_list *a, void (*wake)(void *user),
+                                     void *user) {
+    return opc__list_watch(&a->l, wake, user);
+}
+OPC__FN void opc__allow_unwatch(opcomms_allow_list *a, void (*wake)(void *user), void *user) {
+    opc__list_unwatch(&a->l, wake, user);
+}
+
+/* >>route ==== L3 ==== the routing table */
+
+struct opcomms_routing_table {
+    opc__list l;
+};
+
+#define OPC__ROUTE_TEXT 1040u
+
+OPC__FN const char *opc__route_event(void *user, int event, const char *text, size_t len) {
+    opc__list_reader *r = (opc__list_reader *)user;
+    opcomms_identifier id;
+    char norm[160];
+    opc__text t;
+    opc__rule key;
+    if (event == OPC__YAML_SCALAR) return "a list of hash:id or hash:~ is expected";
+    /* the reference takes an empty value as an empty list, but not an explicit null */
+    if (event == OPC__YAML_NULL && len > 0) return "a list of hash:id or hash:~ is expected";
+    if (event == OPC__YAML_KEY || event == OPC__YAML_ITEM) {
+        if (!opc__id_parse(text, len, 1, &id)) return "not of the form hash:id or hash:~";
+        opc__text_init(&t, norm, sizeof norm);
+        opc__id_format(&t, &id);
+    }
+    if (event == OPC__YAML_KEY) {
+        uint32_t i;
+        memcpy(r->key, norm, t.len);
+        r->key_len = t.len;
+        for (i = r->rules.count; i > 0; i--) { /* the last of equal keys wins */
+            opc__rule *x = &r->rules.rule[i - 1];
+            if (opc__rule_bytes(x->a, x->a_len, norm, (uint32_t)t.len) == 0) {
+                opc__rules_drop(r->mem, &r->rules, i - 1);
+            }
+        }
+        return NULL;
+    }
+    if (event == OPC__YAML_ITEM) {
+        opc__rule_key(&key, r->key, r->key_len, norm, t.len);
+    } else { /* a source exists, without destinations so far */
+        opc__rule_key(&key, r->key, r->key_len, NULL, 0);
+    }
+    return opc__list_take(r, &key);
+}
+
+OPC__FN int opc__route_try(const opc__rules *r, const char *from, size_t from_len, const char *to,
+                           size_t to_len) {
+    opc__rule key;
+    uint32_t at = 0;
+    opc__rule_key(&key, from, from_len, to, to_len);
+    return opc__rules_find(r, &key, &at);
+}
+
+/* Writes both forms of an identifier, "hash:id" and "hash:~", one behind the other. */
+OPC__FN void opc__route_forms(const uint8_t *hash, size_t len, uint8_t id, char *out,
+                              size_t end[2]) {
+    opc__text t;
+    opc__text_init(&t, out, 2 * OPC__ROUTE_TEXT);
+    opc__text_bytes(&t, (const char *)hash, len);
+    opc__text_str(&t, ":");
+    opc__text_u64(&t, id);
+    end[0] = t.len;
+    opc__text_bytes(&t, (const char *)hash, len);
+    opc__text_str(&t, ":~");
+    end[1] = t.len;
+    OPCOMMS_ASSERT(!t.cut);
+}
+
+OPC__FN int opc__route_can(opcomms_routing_table *table, const uint8_t *from, size_t from_len,
+                           uint8_t from_id, const uint8_t *to, size_t to_len, uint8_t to_id) {
+    char a[2 * OPC__ROUTE_TEXT], b[2 * OPC__ROUTE_TEXT];
+    size_t ea[2], eb[2];
+    int ok, i, j;
+    if (from_len > OPC__ROUTE_TEXT - 8u || to_len > OPC__ROUTE_TEXT - 8u) return 0;
+    opc__route_forms(from, from_len, from_id, a, ea);
+    opc__route_forms(to, to_len, to_id, b, eb);
+    opc__mutex_lock(&table->l.lock);
+    ok = table->l.now.all;
+    for (i = 0; i < 2; i++) {
+        for (j = 0; j < 2 && !ok; j++) {
+            ok = opc__route_try(&table->l.now, a + (i ? ea[0] : 0), ea[i] - (i ? ea[0] : 0),
+                                b + (j ? eb[0] : 0), eb[j] - (j ? eb[0] : 0));
+        }
+    }
+    opc__mutex_unlock(&table->l.lock);
+    return ok;
+}
+
+/* >>limit ==== L3 ==== token buckets: how often, in all and per address */
+
+typedef struct opc__bucket {
+    uint64_t tokens_milli;
+    uint64_t last_us;
+} opc__bucket;
+
+/* Takes one token of a bucket that holds at most `burst` and refills `per_second`; 0: none left. */
+OPC__FN int opc__bucket_take(opc__bucket *b, uint64_t now_us, uint32_t burst, uint32_t per_second) {
+    uint64_t full = (uint64_t)burst * 1000u;
+    uint64_t passed = now_us > b->last_us ? now_us - b->last_us : 0;
+    OPCOMMS_ASSERT(burst > 0);
+    OPCOMMS_ASSERT(per_second > 0);
+    if (passed > 3600000000u) passed = 3600000000u;
+    b->last_us = now_us > b->last_us ? now_us : b->last_us;
+    b->tokens_milli += passed * per_second / 1000u;
+    if (b->tokens_milli > full) b->tokens_milli = full;
+    if (b->tokens_milli < 1000u) return 0;
+    b->tokens_milli -= 1000u;
+    return 1;
+}
+
+#ifndef OPC__LIMIT_ADDRESSES
+#define OPC__LIMIT_ADDRESSES 64u /* addresses remembered; the longest unused is forgotten first */
+#endif
+
+typedef struct opc__limit {
+    opc__bucket all;
+    struct {
+        opcomms_address address;
+        opc__bucket bucket;
+    } by_address[OPC__LIMIT_ADDRESSES];
+} opc__limit;
+
+OPC__FN void opc__limit_init(opc__limit *l, uint64_t now_us, uint32_t per_second) {
+    memset(l, 0, sizeof *l);
+    l->all.last_us = now_us;
+    l->all.tokens_milli = (uint64_t)per_second * 1000u;
+}
+
+/* One handshake from this address now? One address gets half of what all get together, so that a
+   single busy stranger cannot use up the rate. */
+OPC__FN int opc__limit_handshake(opc__limit *l, const opcomms_address *from, uint64_t now_us,
+                                 uint32_t per_second) {
+    uint32_t half = per_second > 1 ? per_second / 2 : 1;
+    size_t i, slot = 0;
+    OPCOMMS_ASSERT(from != NULL);
+    for (i = 0; i < OPC__LIMIT_ADDRESSES; i++) {
+        if (l->by_address[i].address.family != 0 &&
+            opc__id_ip_equal(&l->by_address[i].address, from)) {
+            break;
+        }
+        if (l->by_address[i].bucket.last_us < l->by_address[slot].bucket.last_us) slot = i;
+    }
+    if (i == OPC__LIMIT_ADDRESSES) {
+        i = slot;
+        l->by_address[i].address = *from;
+        l->by_address[i].bucket.last_us = now_us;
+        l->by_address[i].bucket.tokens_milli = (uint64_t)half * 1000u;
+    }
+    if (!opc__bucket_take(&l->by_address[i].bucket, now_us, half, half)) return 0;
+    return opc__bucket_take(&l->all, now_us, per_second, per_second);
+}
+
+/* >>conn ==== L3 ==== one connection: frames and requests over TLS; no socket, no clock */
+
+#define OPC__CONN_REPLIES 16u      /* answers owed at once; reading stops when all are taken */
+#define OPC__CONN_FEED 1024u       /* bytes of a frame parsed between two looks at the room */
+#define OPC__CONN_ROOM 40960u      /* store room needed to go on reading a frame */
+
+struct opc__conn;
+
+/* An answer owed to the peer, sent once `position` of the store is visible. */
+typedef struct opc__reply {
+    uint64_t id;
+    uint64_t position;
+    uint8_t kind; /* OPC__RES_SEND.. */
+    uint8_t flag;
+    uint8_t cancelled;
+    uint8_t call;      /* of OPC__RES_ERROR */
+    const char *error; /* of OPC__RES_ERROR: the variant as JSON, static */
+    uint64_t ref;      /* of a Get with a message: */
+    uint64_t uid;
+    uint64_t bytes;
+    uint64_t wire_bytes;
+    uint8_t from[32];
+    uint8_t from_id;
+    uint8_t mode; /* OPC__RENDER_* */
+} opc__reply;
+
+/* A request of ours. Belongs to the thread that waits for it; linked while the connection has it. */
+typedef struct opc__call {
+    struct opc__call *next;
+    int kind; /* OPC__REQ_SEND or OPC__REQ_PING */
+    uint64_t id;
+    uint64_t deadline_us; /* on the caller's clock */
+    uint64_t span_id;
+    const uint8_t *data;
+    size_t len;
+    uint64_t wire_bytes;
+    char dest[65];
+    uint8_t dest_id;
+    uint8_t from_id;
+    int written; /* its last byte has left: from now on the outcome can be unknown */
+    int done;
+    opcomms_err result;
+    opcomms_error detail;
+} opc__call;
+
+/* What a server connection asks of its owner. */
+typedef struct opc__conn_ops {
+    /* Carries out a complete request and fills the answer. A Send takes the connection's put
+       (c->put, always open) when it stores it, by setting c->put_open to 0. */
+    opcomms_err (*request)(void *user, struct opc__conn *c, const opc__request *r,
+                           opc__reply *reply);
+    uint64_t (*visible)(void *user); /* store position up to which answers may go out */
+} opc__conn_ops;
+
+typedef enum opc__conn_state {
+    OPC__CONN_HANDSHAKE = 0,
+    OPC__CONN_OPEN,
+    OPC__CONN_ENDING, /* close_notify is on its way out */
+    OPC__CONN_DEAD    /* nothing more to read or write; `error` says why */
+} opc__conn_state;
+
+typedef struct opc__conn {
+    int server;
+    opc__conn_state state;
+    opcomms_err error;
+    int tls_code;
+    int input_ended;
+    const opc__conn_ops *ops;
+    void *user;
+    opc__store *store;
+    uint32_t frame_max;
+    opc__frame frame;
+    int in_frame;
+    union {
+        opc__request_parser request;
+        opc__response_parser response;
+    } parse;
+    /* the message being received */
+    const opc__request *request; /* complete, being carried out */
+    int put_open;
+    opcomms_err put_error;
+    uint32_t put;
+    int put_mode; /* OPC__RENDER_* */
+    uint64_t put_bytes;
+    uint64_t put_wire;
+    opc__bytes_in array;
+    /* turning stored bytes back into the text they came as */
+    int converting;
+    uint32_t old_put;
+    uint64_t old_bytes;
+    uint64_t old_done;
+    opc__render old_render;
+    uint8_t hold[OPC__CONN_FEED + 64u];
+    size_t hold_len;
+    /* output */
+    opc__reply reply[OPC__CONN_REPLIES];
+    uint32_t reply_first;
+    uint32_t reply_count;
+    int out_stage;
+    uint8_t out[768];
+    size_t out_at;
+    size_t out_len;
+    opc__render render;
+    uint64_t out_payload; /* bytes of payload taken so far */
+    uint8_t src[512];
+    size_t src_at;
+    size_t src_len;
+    /* client */
+    opc__call *calls;   /* to be written, first is being written when out_stage != 0 */
+    opc__call *waiting; /* written, answer outstanding */
+    uint64_t next_id;
+    uint64_t answers;
+    int more;          /* a slice of a conversion is left to do, although no byte moves */
+    uint64_t activity; /* counts application progress, for idle time-outs */
+    opc__tls tls;
+} opc__conn;
+
+enum { OPC__OUT_IDLE = 0, OPC__OUT_HEAD, OPC__OUT_PAYLOAD, OPC__OUT_TAIL };
+
+OPC__FN void opc__conn_init(opc__conn *c, int server, opc__store *store, uint32_t frame_max,
+                            const opc__conn_ops *ops, void *user) {
+    OPCOMMS_ASSERT(!server || (store != NULL && ops != NULL));
+    memset(c, 0, offsetof(opc__conn, tls)); /* tls is set up by its own start function */
+    c->server = server;
+    c->store = store;
+    c->frame_max = frame_max;
+    c->ops = ops;
+    c->user = user;
+    opc__frame_reset(&c->frame);
+}
+
+OPC__FN void opc__conn_drop_put(opc__conn *c) {
+    if (c->put_open) c->store->c->abort(c->store, c->put);
+    if (c->converting) c->store->c->abort(c->store, c->old_put);
+    c->put_open = 0;
+    c->converting = 0;
+    c->hold_len = 0;
+    c->put_error = OPCOMMS_OK;
+}
+
+/* The connection is over; calls still attached are the owner's to finish. */
+OPC__FN void opc__conn_kill(opc__conn *c, opcomms_err why) {
+    if (c->state == OPC__CONN_DEAD) return;
+    if (c->server) opc__conn_drop_put(c);
+    c->error = why;
+    c->state = OPC__CONN_DEAD;
+}
+
+/* Releases what the connection holds and wipes its keys. */
+OPC__FN void opc__conn_wipe(opc__conn *c) {
+    opc__conn_kill(c, OPCOMMS_E_CLOSED);
+    opc__tls_wipe(&c->tls);
+}
+
+/* ---- receiving a message: JSON text to stored bytes ---- */
+
+OPC__FN opcomms_err opc__conn_put_text(opc__conn *c, const uint8_t *p, size_t n) {
+    opcomms_err rc;
+    if (n == 0) return OPCOMMS_OK;
+    rc = c->store->c->data(c->store, c->put, p, n);
+    if (rc != OPCOMMS_OK) return rc;
+    c->put_bytes += n;
+    c->put_wire += opc__render_size(OPC__RENDER_TEXT, p, n);
+    return OPCOMMS_OK;
+}
+
+/* The text so far turned out not to be a canonical array: what was stored as bytes is copied into
+   a new put as the text it was. The copy goes on in steps (opc__conn_convert) as room allows. */
+OPC__FN opcomms_err opc__conn_convert_begin(opc__conn *c, const uint8_t *rest, size_t n) {
+    uint8_t pending[8];
+    size_t held = opc__bytes_in_pending(&c->array, pending);
+    uint32_t fresh = 0;
+    opcomms_err rc;
+    OPCOMMS_ASSERT(!c->converting);
+    OPCOMMS_ASSERT(held + n <= sizeof c->hold);
+    if (held > 0) memcpy(c->hold, pending, held);
+    if (n > 0) memcpy(c->hold + held, rest, n);
+    c->hold_len = held + n;
+    c->put_mode = OPC__RENDER_TEXT;
+    if (c->put_bytes == 0) {
+        rc = opc__conn_put_text(c, c->hold, c->hold_len);
+        c->hold_len = 0;
+        return rc;
+    }
+    rc = c->store->c->begin(c->store, &fresh);
+    if (rc != OPCOMMS_OK) return rc;
+    c->old_put = c->put;
+    c->old_bytes = c->put_bytes;
+    c->old_done = 0;
+    c->put = fresh;
+    c->put_bytes = 0;
+    c->put_wire = 0;
+    c->converting = 1;
+    opc__render_init(&c->old_render, OPC__RENDER_BYTES);
+    return OPCOMMS_OK;
+}
+
+/* One slice; OPCOMMS_E_AGAIN while there is more to do. */
+OPC__FN opcomms_err opc__conn_convert(opc__conn *c) {
+    uint8_t bytes[256], text[1280];
+    unsigned round;
+    OPCOMMS_ASSERT(c->converting);
+    for (round = 0; round < 64; round++) {
+        size_t got = 0, used = 0, put = 0;
+        opcomms_err rc;
+        if (c->old_done == c->old_bytes) {
+            c->store->c->abort(c->store, c->old_put);
+            c->converting = 0;
+            rc = opc__conn_put_text(c, c->hold, c->hold_len);
+            c->hold_len = 0;
+            return rc;
+        }
+        if (c->store->c->room(c->store) < OPC__CONN_ROOM) return OPCOMMS_E_AGAIN;
+        rc = c->store->c->peek(c->store, c->old_put, c->old_done, bytes, sizeof bytes, &got);
+        if (rc == OPCOMMS_OK && got == 0) rc = OPCOMMS_E_LOG_DAMAGED;
+        if (rc != OPCOMMS_OK) return rc;
+        opc__render_feed(&c->old_render, bytes, got, &used, text, sizeof text, &put);
+        OPCOMMS_ASSERT(used == got); /* 256 bytes are at most 1 025 characters */
+        rc = opc__conn_put_text(c, text, put);
+        if (rc != OPCOMMS_OK) return rc;
+        c->old_done += got;
+    }
+    c->more = 1;
+    return OPCOMMS_E_AGAIN;
+}
+
+OPC__FN opcomms_err opc__conn_take(opc__conn *c, const uint8_t *p, size_t n) {
+    uint8_t bytes[OPC__CONN_FEED + 64u];
+    size_t used, made = 0;
+    opcomms_err rc;
+    if (c->converting) { /* bytes that follow within the same piece of input */
+        if (n > sizeof c->hold - c->hold_len) return OPCOMMS_E_LIMIT;
+        memcpy(c->hold + c->hold_len, p, n);
+        c->hold_len += n;
+        return OPCOMMS_OK;
+    }
+    if (c->put_mode == OPC__RENDER_TEXT) return opc__conn_put_text(c, p, n);
+    used = opc__bytes_in_feed(&c->array, p, n, bytes, &made);
+    OPCOMMS_ASSERT(made <= n && made <= sizeof bytes);
+    if (made > 0) {
+        rc = c->store->c->data(c->store, c->put, bytes, made);
+        if (rc != OPCOMMS_OK) return rc;
+        c->put_bytes += made;
+        c->put_wire += opc__render_size(OPC__RENDER_BYTES, bytes, made);
+    }
+    if (c->array.broken) return opc__conn_convert_begin(c, p + used, n - used);
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__conn_put_begin(opc__conn *c) {
+    opcomms_err rc = c->store->c->begin(c->store, &c->put);
+    if (rc != OPCOMMS_OK) return rc;
+    c->put_open = 1;
+    c->put_mode = OPC__RENDER_BYTES;
+    c->put_bytes = 0;
+    c->put_wire = 0;
+    opc__bytes_in_init(&c->array);
+    return OPCOMMS_OK;
+}
+
+/* Pieces of "msg" from the parser. A store that fails is remembered, and the rest of the frame is
+   read and thrown away: the sender gets an error as its answer, and the connection stays. */
+OPC__FN opcomms_err opc__conn_on_msg(void *user, const uint8_t *p, size_t n) {
+    opc__conn *c = (opc__conn *)user;
+    if (c->put_error != OPCOMMS_OK) return OPCOMMS_OK;
+    while (n > 0) {
+        size_t some = n < OPC__CONN_FEED ? n : OPC__CONN_FEED;
+        opcomms_err rc = c->put_open ? OPCOMMS_OK : opc__conn_put_begin(c);
+        if (rc == OPCOMMS_OK) rc = opc__conn_take(c, p, some);
+        if (rc != OPCOMMS_OK) {
+            opc__conn_drop_put(c);
+            c->put_error = rc;
+            return OPCOMMS_OK;
+        }
+        p += some;
+        n -= some;
+    }
+    return OPCOMMS_OK;
+}
+
+/* The text has ended: settles whether it was a byte array. May start a conversion. */
+OPC__FN opcomms_err opc__conn_put_end(opc__conn *c) {
+    if (!c->put_open) {
+        opcomms_err rc = opc__conn_put_begin(c);
+        if (rc != OPCOMMS_OK) return rc;
+    }
+    if (c->put_mode == OPC__RENDER_BYTES && !opc__bytes_in_done(&c->array)) {
+        return opc__conn_convert_begin(c, NULL, 0);
+    }
+    return OPCOMMS_OK;
+}
+
+/* ---- server: a complete request ---- */
+
+OPC__FN opc__reply *opc__conn_reply_find(opc__conn *c, uint64_t id) {
+    uint32_t i;
+    for (i = 0; i < c->reply_count; i++) {
+        opc__reply *r = &c->reply[(c->reply_first + i) % OPC__CONN_REPLIES];
+        if (r->id == id) return r;
+    }
+    return NULL;
+}
+
+OPC__FN opcomms_err opc__conn_request(opc__conn *c, const opc__request *r) {
+    opc__reply *reply = opc__conn_reply_find(c, r->id);
+    opcomms_err rc;
+    OPCOMMS_ASSERT(c->reply_count < OPC__CONN_REPLIES);
+    c->activity++;
+    if (r->kind == OPC__REQ_CANCEL) { /* an answer under way is left alone */
+        if (reply != NULL && !(c->out_stage != OPC__OUT_IDLE &&
+                               reply == &c->reply[c->reply_first])) {
+            reply->cancelled = 1;
+        }
+        return OPCOMMS_OK;
+    }
+    if (reply != NULL) return OPCOMMS_OK; /* same id in flight: ignored, as the reference does */
+    reply = &c->reply[(c->reply_first + c->reply_count) % OPC__CONN_REPLIES];
+    memset(reply, 0, sizeof *reply);
+    reply->id = r->id;
+    if (r->kind == OPC__REQ_PING) {
+        reply->kind = OPC__RES_PING;
+        reply->flag = 1;
+        rc = OPCOMMS_OK;
+    } else {
+        rc = c->ops->request(c->user, c, r, reply);
+    }
+    if (rc == OPCOMMS_OK) c->reply_count++;
+    return rc;
+}
+
+/* ---- client: a complete response ---- */
+
+OPC__FN opcomms_err opc__conn_answer(opc__conn *c, const opc__response *r) {
+    opc__call **link = &c->waiting;
+    opc__call *call;
+    int wanted;
+    opcomms_err rc = OPCOMMS_OK;
+    while (*link != NULL && (*link)->id != r->request_id) link = &(*link)->next;
+    call = *link;
+    if (call == NULL) return OPCOMMS_OK; /* late, second or foreign: ignored */
+    wanted = call->kind == OPC__REQ_SEND ? OPC__RES_SEND : OPC__RES_PING;
+    if (r->kind == OPC__RES_SERVER_ERROR || (r->kind == OPC__RES_ERROR && r->call == wanted)) {
+        (void)opc__err_set(&call->detail, OPCOMMS_E_REMOTE, 0, r->detail);
+        rc = OPCOMMS_E_REMOTE;
+    } else if (r->kind != wanted) {
+        return OPCOMMS_E_PROTOCOL; /* an answer of another kind: the peer is confused */
+    } else if (wanted == OPC__RES_SEND && !r->flag) {
+        rc = opc__err_set(&call->detail, OPCOMMS_E_ROUTE, 0, "refused by the receiver");
+    }
+    *link = call->next;
+    call->next = NULL;
+    call->result = rc;
+    call->done = 1;
+    c->answers++;
+    c->activity++;
+    return OPCOMMS_OK;
+}
+
+/* ---- input ---- */
+
+/* Goes on with a conversion, if there is one. A store that fails counts against the message. */
+OPC__FN opcomms_err opc__conn_convert_more(opc__conn *c) {
+    opcomms_err rc;
+    if (!c->converting) return OPCOMMS_OK;
+    rc = opc__conn_convert(c);
+    if (rc == OPCOMMS_E_AGAIN || rc == OPCOMMS_OK) return rc;
+    opc__conn_drop_put(c);
+    c->put_error = rc;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__conn_frame_end(opc__conn *c) {
+    opcomms_err rc;
+    if (c->server) {
+        const opc__request *r;
+        rc = opc__conn_convert_more(c);
+        if (rc != OPCOMMS_OK) return rc;
+        if (c->request == NULL) rc = opc__request_end(&c->parse.request, &c->request);
+        if (rc != OPCOMMS_OK) return rc;
+        r = c->request;
+        if (r->kind == OPC__REQ_SEND && c->put_error == OPCOMMS_OK) {
+            rc = opc__conn_put_end(c);
+            if (rc == OPCOMMS_OK && c->converting) return OPCOMMS_E_AGAIN;
+            if (rc != OPCOMMS_OK) {
+                opc__conn_drop_put(c);
+                c->put_error = rc;
+            }
+        }
+        rc = opc__conn_request(c, r);
+        if (rc == OPCOMMS_E_AGAIN) return rc;
+        opc__conn_drop_put(c);
+        c->request = NULL;
+    } else {
+        const opc__response *r = NULL;
+        rc = opc__response_end(&c->parse.response, &r);
+        if (rc == OPCOMMS_OK) rc = opc__conn_answer(c, r);
+    }
+    if (rc != OPCOMMS_OK) return rc;
+    c->in_frame = 0;
+    opc__frame_reset(&c->frame);
+    return OPCOMMS_OK;
+}
+
+OPC__FN int opc__conn_may_read(opc__conn *c) {
+    if (!c->server) return 1;
+    if (c->reply_count >= OPC__CONN_REPLIES) return 0;
+    return c->store->c->room(c->store) >= OPC__CONN_ROOM;
+}
+
+/* Consumes some of what TLS has decrypted. OPCOMMS_E_AGAIN: it waits for room or an answer. */
+OPC__FN opcomms_err opc__conn_consume(opc__conn *c, const uint8_t *p, size_t n, size_t *used) {
+    opcomms_err rc;
+    *used = 0;
+    if (!c->in_frame) {
+        rc = opc__frame_head(&c->frame, c->frame_max, p, n, used);
+        if (rc != OPCOMMS_OK || !c->frame.open) return rc;
+        c->in_frame = 1;
+        if (c->server) {
+            opc__request_begin(&c->parse.request, opc__conn_on_msg, c);
+        } else {
+            opc__response_begin(&c->parse.response, NULL, NULL);
+        }
+        return OPCOMMS_OK;
+    }
+    if (!opc__conn_may_read(c)) return OPCOMMS_E_AGAIN;
+    rc = opc__conn_convert_more(c);
+    if (rc != OPCOMMS_OK) return rc;
+    if (c->frame.left > 0) {
+        if (n > c->frame.left) n = c->frame.left;
+        if (n > OPC__CONN_FEED) n = OPC__CONN_FEED;
+        rc = c->server ? opc__request_feed(&c->parse.request, p, n)
+                       : opc__response_feed(&c->parse.response, p, n);
+        if (rc != OPCOMMS_OK) return rc;
+        c->frame.left -= (uint32_t)n;
+        *used = n;
+    }
+    return OPCOMMS_OK;
+}
+
+/* Reads and carries out what has arrived, until it is used up or must wait. */
+OPC__FN opcomms_err opc__conn_input(opc__conn *c) {
+    for (;;) {
+        size_t len = 0, used = 0;
+        const uint8_t *p;
+        opcomms_err rc;
+        if (c->in_frame && c->frame.left == 0) {
+            if (!opc__conn_may_read(c)) return OPCOMMS_OK;
+            rc = opc__conn_frame_end(c);
+            if (rc == OPCOMMS_E_AGAIN) return OPCOMMS_OK;
+            if (rc != OPCOMMS_OK) return rc;
+            continue;
+        }
+        p = opc__tls_read(&c->tls, &len);
+        if (p == NULL || len == 0) return OPCOMMS_OK;
+        rc = opc__conn_consume(c, p, len, &used);
+        opc__tls_read_done(&c->tls, used);
+        if (rc == OPCOMMS_E_AGAIN) return OPCOMMS_OK;
+        if (rc != OPCOMMS_OK) return rc;
+    }
+}
+
+/* ---- output ---- */
+
+OPC__FN void opc__conn_out_frame(opc__conn *c, size_t json, uint64_t payload, size_t tail) {
+    uint64_t total = (uint64_t)json + payload + tail;
+    OPCOMMS_ASSERT(json > 0);
+    OPCOMMS_ASSERT(total <= UINT32_MAX);
+    opc__buf_put32(c->out, (uint32_t)total);
+    c->out_at = 0;
+    c->out_len = json + 4;
+    c->out_stage = OPC__OUT_HEAD;
+    c->out_payload = 0;
+    c->src_at = 0;
+    c->src_len = 0;
+}
+
+/* Takes the first answer that is due; 0 when there is none. */
+OPC__FN int opc__conn_next_reply(opc__conn *c) {
+    uint8_t *out = c->out + 4;
+    size_t cap = sizeof c->out - 4, n = 0;
+    uint64_t payload = 0;
+    size_t tail = 0;
+    const opc__reply *r;
+    while (c->reply_count > 0 && c->reply[c->reply_first].cancelled) {
+        c->reply_first = (c->reply_first + 1) % OPC__CONN_REPLIES;
+        c->reply_count--;
+    }
+    if (c->reply_count == 0) return 0;
+    r = &c->reply[c->reply_first];
+    if (r->position > c->ops->visible(c->user)) return 0;
+    switch (r->kind) {
+    case OPC__RES_SEND: n = opc__tarpc_reply_send(out, cap, r->id, r->flag); break;
+    case OPC__RES_ACK: n = opc__tarpc_reply_ack(out, cap, r->id, r->flag); break;
+    case OPC__RES_PING: n = opc__tarpc_reply_ping(out, cap, r->id, r->flag, 0); break;
+    case OPC__RES_GET:
+        if (r->flag) {
+            char from[65];
+            opc__str_hash_write(r->from, from);
+            n = opc__tarpc_reply_get_head(out, cap, r->id, r->uid, (const uint8_t *)from, 64,
+                                          r->from_id);
+            payload = r->wire_bytes;
+            tail = strlen(OPC__TARPC_GET_TAIL);
+            opc__render_init(&c->render, r->mode);
+        } else {
+            n = opc__tarpc_reply_get_null(out, cap, r->id);
+        }
+        break;
+    default: n = opc__tarpc_reply_error(out, cap, r->id, r->call, r->error); break;
+    }
+    opc__conn_out_frame(c, n, payload, tail);
+    return 1;
+}
+
+OPC__FN int opc__conn_next_call(opc__conn *c, uint64_t now_us) {
+    opc__call *call = c->calls;
+    uint8_t *out = c->out + 4;
+    size_t cap = sizeof c->out - 4, n;
+    uint64_t left;
+    if (call == NULL) return 0;
+    left = call->deadline_us > now_us ? call->deadline_us - now_us : 0;
+    call->id = c->next_id++;
+    if (call->kind == OPC__REQ_SEND) {
+        n = opc__tarpc_send_head(out, cap, call->id, left, call->span_id, call->from_id,
+                                 (const uint8_t *)call->dest, strlen(call->dest), call->dest_id);
+        opc__render_init(&c->render, OPC__RENDER_BYTES);
+        opc__conn_out_frame(c, n, call->wire_bytes, strlen(OPC__TARPC_SEND_TAIL));
+    } else {
+        n = opc__tarpc_ping(out, cap, call->id, left, call->span_id);
+        opc__conn_out_frame(c, n, 0, 0);
+    }
+    return 1;
+}
+
+OPC__FN uint64_t opc__conn_payload_bytes(const opc__conn *c) {
+    return c->server ? c->reply[c->reply_first].bytes : (uint64_t)c->calls->len;
+}
+
+OPC__FN int opc__conn_has_payload(const opc__conn *c) {
+    if (!c->server) return c->calls->kind == OPC__REQ_SEND;
+    return c->reply[c->reply_first].kind == OPC__RES_GET && c->reply[c->reply_first].flag;
+}
+
+/* Renders payload into dst; *end is set when the last character is out. */
+OPC__FN opcomms_err opc__conn_out_payload(opc__conn *c, uint8_t *dst, size_t cap, size_t *put,
+                                          int *end) {
+    uint64_t total = opc__conn_payload_bytes(c);
+    *put = 0;
+    *end = 0;
+    for (;;) {
+        size_t used = 0, made = 0;
+        if (c->src_at == c->src_len && c->out_payload < total) {
+            size_t got = 0;
+            if (c->server) {
+                const opc__reply *r = &c->reply[c->reply_first];
+                opcomms_err rc = c->store->c->read(c->store, r->ref, c->out_payload, c->src,
+                                                   sizeof c->src, &got);
+                if (rc != OPCOMMS_OK) return rc;
+            } else {
+                uint64_t left = total - c->out_payload;
+                got = left < sizeof c->src ? (size_t)left : sizeof c->src;
+                memcpy(c->src, c->calls->data + c->out_payload, got);
+            }
+            if (got == 0 || got > total - c->out_payload) return OPCOMMS_E_LOG_DAMAGED;
+            c->src_at = 0;
+            c->src_len = got;
+            c->out_payload += got;
+        }
+        if (c->src_at == c->src_len) { /* all is taken: the closing bracket */
+            *end = opc__render_finish(&c->render, dst + *put, cap - *put, &made);
+            *put += made;
+            return OPCOMMS_OK;
+        }
+        opc__render_feed(&c->render, c->src + c->src_at, c->src_len - c->src_at, &used, dst + *put,
+                         cap - *put, &made);
+        c->src_at += used;
+        *put += made;
+        if (used == 0 && made == 0) return OPCOMMS_OK; /* dst is full */
+    }
+}
+
+/* The frame is out. */
+OPC__FN void opc__conn_out_done(opc__conn *c) {
+    c->out_stage = OPC__OUT_IDLE;
+    c->activity++;
+    if (c->server) {
+        c->reply_first = (c->reply_first + 1) % OPC__CONN_REPLIES;
+        c->reply_count--;
+    } else {
+        opc__call *call = c->calls;
+        opc__call **end = &c->waiting;
+        c->calls = call->next;
+        call->next = NULL;
+        call->written = 1;
+        while (*end != NULL) end = &(*end)->next;
+        *end = call;
+    }
+}
+
+OPC__FN opcomms_err opc__conn_out_stage(opc__conn *c, uint8_t *dst, size_t room, size_t *put) {
+    int end = 0;
+    opcomms_err rc;
+    if (c->out_stage == OPC__OUT_PAYLOAD) {
+        rc = opc__conn_out_payload(c, dst, room, put, &end);
+        if (rc == OPCOMMS_OK && end) {
+            const char *tail = c->server ? OPC__TARPC_GET_TAIL : OPC__TARPC_SEND_TAIL;
+            c->out_len = strlen(tail);
+            c->out_at = 0;
+            memcpy(c->out, tail, c->out_len);
+            c->out_stage = OPC__OUT_TAIL;
+        }
+        return rc;
+    }
+    *put = c->out_len - c->out_at < room ? c->out_len - c->out_at : room;
+    memcpy(dst, c->out + c->out_at, *put);
+    c->out_at += *put;
+    if (c->out_at == c->out_len) {
+        if (c->out_stage == OPC__OUT_HEAD && opc__conn_has_payload(c)) {
+            c->out_stage = OPC__OUT_PAYLOAD;
+        } else {
+            opc__conn_out_done(c);
+        }
+    }
+    return OPCOMMS_OK;
+}
+
+/* Writes what is due into TLS, as far as its buffer takes it. */
+OPC__FN opcomms_err opc__conn_output(opc__conn *c, uint64_t now_us) {
+    int wrote = 0;
+    for (;;) {
+        size_t room = 0, put = 0;
+        uint8_t *dst = opc__tls_write(&c->tls, &room);
+        opcomms_err rc;
+        if (dst == NULL || room == 0) break;
+        if (c->out_stage == OPC__OUT_IDLE) {
+            int any = c->server ? opc__conn_next_reply(c) : opc__conn_next_call(c, now_us);
+            if (!any) break;
+        }
+        rc = opc__conn_out_stage(c, dst, room, &put);
+        if (rc != OPCOMMS_OK) return rc;
+        opc__tls_write_done(&c->tls, put);
+        wrote = 1;
+    }
+    if (wrote) opc__tls_flush(&c->tls);
+    return OPCOMMS_OK;
+}
+
+/* One step after bytes have come or gone, or an answer became due: TLS state, input, output.
+   The owner moves wire bytes before and after. */
+OPC__FN void opc__conn_step(opc__conn *c, uint64_t now_us) {
+    opcomms_err rc = OPCOMMS_OK;
+    if (c->state == OPC__CONN_DEAD) return;
+    c->more = 0;
+    if (c->state == OPC__CONN_HANDSHAKE && opc__tls_ready(&c->tls)) {
+        c->state = OPC__CONN_OPEN;
+        c->activity++;
+    }
+    if (c->state == OPC__CONN_OPEN) {
+        rc = opc__conn_input(c);
+        if (rc == OPCOMMS_OK) rc = opc__conn_output(c, now_us);
+        if (rc == OPCOMMS_OK && c->server && c->reply_count < OPC__CONN_REPLIES) {
+            rc = opc__conn_input(c); /* answers that went out made room for more */
+        }
+    }
+    if (rc != OPCOMMS_OK) {
+        opc__conn_kill(c, rc);
+        return;
+    }
+    if (opc__tls_closed(&c->tls)) {
+        opcomms_err why = opc__tls_error(&c->tls, &c->tls_code);
+        opc__conn_kill(c, why == OPCOMMS_OK ? OPCOMMS_E_CLOSED : why);
+    }
+}
+
+/* The peer's bytes have ended (TCP end of file). What is owed is still sent. */
+OPC__FN void opc__conn_ended(opc__conn *c) {
+    c->input_ended = 1;
+    if (c->state == OPC__CONN_HANDSHAKE) {
+        opcomms_err why = opc__tls_error(&c->tls, &c->tls_code);
+        opc__conn_kill(c, why == OPCOMMS_OK ? OPCOMMS_E_TLS : why);
+    }
+}
+
+/* Nothing is owed to the peer any more. */
+OPC__FN int opc__conn_quiet(const opc__conn *c) {
+    return c->reply_count == 0 && c->out_stage == OPC__OUT_IDLE && c->calls == NULL &&
+           c->waiting == NULL;
+}
+
+/* Begins the orderly end: close_notify. */
+OPC__FN void opc__conn_end(opc__conn *c) {
+    if (c->state == OPC__CONN_OPEN) {
+        c->state = OPC__CONN_ENDING;
+        if (c->server) opc__conn_drop_put(c);
+        opc__tls_close(&c->tls);
+    } else if (c->state == OPC__CONN_HANDSHAKE) {
+        opc__conn_kill(c, OPCOMMS_E_CLOSED);
+    }
+}
+
+/* >>mailbox ==== L3 ==== unread messages by destination: who waits where, in which order */
+
+#define OPC__MAILBOX_NONE 0xffffffffu
+#define OPC__MAILBOX_BUCKETS 256u
+
+/* One unread message: 56 bytes. The payload and the rest of its description lie in the store. */
+typedef struct opc__entry {
+    uint64_t uid;
+    uint64_t ref;
+    uint64_t position; /* visible once the store has got this far */
+    uint64_t bytes;
+    uint32_t next; /* in its box, oldest first; or in the free list */
+    uint32_t prev;
+    uint32_t box;
+    uint32_t sender;
+    uint32_t out; /* handed out to the program */
+    uint32_t reserved;
+} opc__entry;
+OPC__STATIC_ASSERT(entry_size, sizeof(opc__entry) <= 64);
+
+/* Unread messages of one sender in one box, for the depth limit. */
+typedef struct opc__sender {
+    uint8_t hash[32];
+    uint32_t box;
+    uint32_t count; /* 0: free */
+    uint32_t next;
+} opc__sender;
+
+typedef struct opc__box {
+    uint8_t *dest; /* opaque bytes */
+    uint32_t dest_len;
+    uint8_t id;
+    uint8_t own; /* destination is ourselves */
+    uint32_t first;
+    uint32_t last;
+    uint32_t count;
+} opc__box;
+
+typedef struct opc__mailbox {
+    opc__mem *mem;
+    uint8_t own_hash[32];
+    char own_text[65];
+    opc__box *boxes;
+    uint32_t boxes_cap;
+    uint32_t boxes_count;
+    uint32_t foreign_count;
+    uint32_t foreign_max;
+    opc__entry *entries;
+    uint32_t entries_cap;
+    uint32_t entries_max;
+    uint32_t entries_free;
+    uint32_t count;
+    opc__sender *senders;
+    uint32_t senders_cap;
+    uint32_t senders_free;
+    uint32_t sender_bucket[OPC__MAILBOX_BUCKETS];
+    uint32_t depth_max;
+} opc__mailbox;
+
+OPC__FN void opc__mailbox_init(opc__mailbox *m, opc__mem *mem, const uint8_t own_hash[32],
+                               uint32_t messages_max, uint32_t depth_max, uint32_t foreign_max) {
+    size_t i;
+    memset(m, 0, sizeof *m);
+    m->mem = mem;
+    memcpy(m->own_hash, own_hash, 32);
+    opc__str_hash_write(own_hash, m->own_text);
+    m->entries_max = messages_max;
+    m->depth_max = depth_max;
+    m->foreign_max = foreign_max;
+    m->entries_free = OPC__MAILBOX_NONE;
+    m->senders_free = OPC__MAILBOX_NONE;
+    for (i = 0; i < OPC__MAILBOX_BUCKETS; i++) m->sender_bucket[i] = OPC__MAILBOX_NONE;
+}
+
+OPC__FN void opc__mailbox_free(opc__mailbox *m) {
+    uint32_t i;
+    if (m->mem == NULL) return;
+    for (i = 0; i < m->boxes_count; i++) {
+        opc__mem_free(m->mem, m->boxes[i].dest, m->boxes[i].dest_len + 1u);
+    }
+    opc__mem_free(m->mem, m->boxes, (size_t)m->boxes_cap * sizeof *m->boxes);
+    opc__mem_free(m->mem, m->entries, (size_t)m->entries_cap * sizeof *m->entries);
+    opc__mem_free(m->mem, m->senders, (size_t)m->senders_cap * sizeof *m->senders);
+    memset(m, 0, sizeof *m);
+}
+
+/* Doubles a table; NULL: out of memory or at its limit, and nothing has changed. */
+OPC__FN void *opc__mailbox_grow(opc__mem *mem, void *old, uint32_t *cap, uint32_t max,
+                                size_t bytes) {
+    uint32_t fresh_cap = *cap == 0 ? 16 : (*cap > max / 2 ? max : *cap * 2);
+    void *fresh;
+    if (fresh_cap > max) fresh_cap = max;
+    if (fresh_cap <= *cap) return NULL;
+    fresh = opc__mem_array(mem, fresh_cap, bytes);
+    if (fresh == NULL) return NULL;
+    if (*cap > 0) memcpy(fresh, old, (size_t)*cap * bytes);
+    opc__mem_free(mem, old, (size_t)*cap * bytes);
+    *cap = fresh_cap;
+    return fresh;
+}
+
+OPC__FN int opc__mailbox_is_own(const opc__mailbox *m, const uint8_t *dest, uint32_t len) {
+    return len == 64 && memcmp(dest, m->own_text, 64) == 0;
+}
+
+/* The box of a destination, or OPC__MAILBOX_NONE. */
+OPC__FN uint32_t opc__mailbox_find(const opc__mailbox *m, const uint8_t *dest, uint32_t len,
+                                   uint8_t id) {
+    uint32_t i;
+    for (i = 0; i < m->boxes_count; i++) {
+        const opc__box *b = &m->boxes[i];
+        if (b->id == id && b->dest_len == len && (len == 0 || memcmp(b->dest, dest, len) == 0)) {
+            return i;
+        }
+    }
+    return OPC__MAILBOX_NONE;
+}
+
+OPC__FN opcomms_err opc__mailbox_open(opc__mailbox *m, const uint8_t *dest, uint32_t len,
+                                      uint8_t id, uint32_t *out) {
+    uint32_t found = opc__mailbox_find(m, dest, len, id);
+    int own = opc__mailbox_is_own(m, dest, len);
+    opc__box *b;
+    if (found != OPC__MAILBOX_NONE) {
+        *out = found;
+        return OPCOMMS_OK;
+    }
+    if (!own && m->foreign_count >= m->foreign_max) return OPCOMMS_E_LIMIT;
+    if (m->boxes_count == m->boxes_cap) {
+        void *p = opc__mailbox_grow(m->mem, m->boxes, &m->boxes_cap, 0x100000u, sizeof *m->boxes);
+        if (p == NULL) return OPCOMMS_E_NOMEM;
+        m->boxes = (opc__box *)p;
+    }
+    b = &m->boxes[m->boxes_count];
+    memset(b, 0, sizeof *b);
+    b->dest = (uint8_t *)opc__mem_alloc(m->mem, (size_t)len + 1u);
+    if (b->dest == NULL) return OPCOMMS_E_NOMEM;
+    if (len > 0) memcpy(b->dest, dest, len);
+    b->dest_len = len;
+    b->id = id;
+    b->own = (uint8_t)own;
+    b->first = OPC__MAILBOX_NONE;
+    b->last = OPC__MAILBOX_NONE;
+    if (!own) m->foreign_count++;
+    *out = m->boxes_count++;
+    return OPCOMMS_OK;
+}
+
+OPC__FN uint32_t opc__mailbox_bucket(const uint8_t hash[32], uint32_t box) {
+    return (opc__buf_be32(hash) ^ (box * 2654435761u)) % OPC__MAILBOX_BUCKETS;
+}
+
+OPC__FN uint32_t opc__mailbox_sender_find(const opc__mailbox *m, const uint8_t hash[32],
+                                          uint32_t box) {
+    uint32_t i = m->sender_bucket[opc__mailbox_bucket(hash, box)];
+    while (i != OPC__MAILBOX_NONE) {
+        const opc__sender *s = &m->senders[i];
+        if (s->box == box && memcmp(s->hash, hash, 32) == 0) return i;
+        i = s->next;
+    }
+    return OPC__MAILBOX_NONE;
+}
+
+OPC__FN uint32_t opc__mailbox_sender_add(opc__mailbox *m, const uint8_t hash[32], uint32_t box) {
+    uint32_t i = opc__mailbox_sender_find(m, hash, box), bucket;
+    if (i != OPC__MAILBOX_NONE) return i;
+    if (m->senders_free == OPC__MAILBOX_NONE) {
+        uint32_t old = m->senders_cap;
+        void *p = opc__mailbox_grow(m->mem, m->senders, &m->senders_cap, m->entries_max,
+                                    sizeof *m->senders);
+        if (p == NULL) return OPC__MAILBOX_NONE;
+        m->senders = (opc__sender *)p;
+        for (i = m->senders_cap; i > old; i--) {
+            m->senders[i - 1].next = m->senders_free;
+            m->senders_free = i - 1;
+        }
+    }
+    i = m->senders_free;
+    m->senders_free = m->senders[i].next;
+    bucket = opc__mailbox_bucket(hash, box);
+    memcpy(m->senders[i].hash, hash, 32);
+    m->senders[i].box = box;
+    m->senders[i].count = 0;
+    m->senders[i].next = m->sender_bucket[bucket];
+    m->sender_bucket[bucket] = i;
+    return i;
+}
+
+OPC__FN void opc__mailbox_sender_drop(opc__mailbox *m, uint32_t i) {
+    opc__sender *s = &m->senders[i];
+    uint32_t *link = &m->sender_bucket[opc__mailbox_bucket(s->hash, s->box)];
+    OPCOMMS_ASSERT(s->count == 0);
+    while (*link != i) link = &m->senders[*link].next;
+    *link = s->next;
+    s->next = m->senders_free;
+    m->senders_free = i;
+}
+
+/* Makes sure that one more message of this sender fits, before it is stored, so that `add` cannot
+   fail afterwards. OPCOMMS_E_FULL: the depth or the total is reached. */
+OPC__FN opcomms_err opc__mailbox_reserve(opc__mailbox *m, uint32_t box, const uint8_t from[32]) {
+    uint32_t s = opc__mailbox_sender_find(m, from, box);
+    OPCOMMS_ASSERT(box < m->boxes_count);
+    if (m->count >= m->entries_max) return OPCOMMS_E_FULL;
+    if (s != OPC__MAILBOX_NONE && m->senders[s].count >= m->depth_max) return OPCOMMS_E_FULL;
+    if (m->entries_free == OPC__MAILBOX_NONE) {
+        uint32_t old = m->entries_cap, i;
+        void *p = opc__mailbox_grow(m->mem, m->entries, &m->entries_cap, m->entries_max,
+                                    sizeof *m->entries);
+        if (p == NULL) return OPCOMMS_E_NOMEM;
+        m->entries = (opc__entry *)p;
+        for (i = m->entries_cap; i > old; i--) {
+            m->entries[i - 1].next = m->entries_free;
+            m->entries_free = i - 1;
+        }
+    }
+    s = opc__mailbox_sender_add(m, from, box);
+    if (s == OPC__MAILBOX_NONE) return OPCOMMS_E_NOMEM;
+    if (m->senders[s].count == 0) opc__mailbox_sender_drop(m, s); /* only the space was wanted */
+    return OPCOMMS_OK;
+}
+
+/* After opc__mailbox_reserve with the same arguments this cannot fail. */
+OPC__FN void opc__mailbox_add(opc__mailbox *m, uint32_t box, const uint8_t from[32], uint64_t uid,
+                              uint64_t ref, uint64_t position, uint64_t bytes) {
+    uint32_t i = m->entries_free;
+    uint32_t s = opc__mailbox_sender_add(m, from, box);
+    opc__box *b = &m->boxes[box];
+    opc__entry *e;
+    OPCOMMS_ASSERT(i != OPC__MAILBOX_NONE);
+    OPCOMMS_ASSERT(s != OPC__MAILBOX_NONE);
+    e = &m->entries[i];
+    m->entries_free = e->next;
+    memset(e, 0, sizeof *e);
+    e->uid = uid;
+    e->ref = ref;
+    e->position = position;
+    e->bytes = bytes;
+    e->box = box;
+    e->sender = s;
+    e->next = OPC__MAILBOX_NONE;
+    e->prev = b->last;
+    if (b->last == OPC__MAILBOX_NONE) {
+        b->first = i;
+    } else {
+        m->entries[b->last].next = i;
+    }
+    b->last = i;
+    b->count++;
+    m->senders[s].count++;
+    m->count++;
+}
+
+OPC__FN void opc__mailbox_remove(opc__mailbox *m, uint32_t i) {
+    opc__entry *e = &m->entries[i];
+    opc__box *b = &m->boxes[e->box];
+    OPCOMMS_ASSERT(b->count > 0);
+    OPCOMMS_ASSERT(m->senders[e->sender].count > 0);
+    if (e->prev == OPC__MAILBOX_NONE) {
+        b->first = e->next;
+    } else {
+        m->entries[e->prev].next = e->next;
+    }
+    if (e->next == OPC__MAILBOX_NONE) {
+        b->last = e->prev;
+    } else {
+        m->entries[e->next].prev = e->prev;
+    }
+    b->count--;
+    m->count--;
+    if (--m->senders[e->sender].count == 0) opc__mailbox_sender_drop(m, e->sender);
+    e->uid = 0;
+    e->next = m->entries_free;
+    m->entries_free = i;
+}
+
+/* The oldest visible message of a box; with `skip_out` one that is not handed out already. */
+OPC__FN uint32_t opc__mailbox_oldest(const opc__mailbox *m, uint32_t box, uint64_t visible,
+                                     int skip_out) {
+    uint32_t i;
+    if (box == OPC__MAILBOX_NONE) return OPC__MAILBOX_NONE;
+    for (i = m->boxes[box].first; i != OPC__MAILBOX_NONE; i = m->entries[i].next) {
+        if (m->entries[i].position > visible) return OPC__MAILBOX_NONE;
+        if (!skip_out || !m->entries[i].out) return i;
+    }
+    return OPC__MAILBOX_NONE;
+}
+
+/* The visible message with this number; numbers ascend within a box. */
+OPC__FN uint32_t opc__mailbox_by_uid(const opc__mailbox *m, uint32_t box, uint64_t visible,
+                                     uint64_t uid) {
+    uint32_t i;
+    if (box == OPC__MAILBOX_NONE || m->boxes[box].last == OPC__MAILBOX_NONE) {
+        return OPC__MAILBOX_NONE;
+    }
+    if (uid > m->entries[m->boxes[box].last].uid) return OPC__MAILBOX_NONE;
+    for (i = m->boxes[box].first; i != OPC__MAILBOX_NONE; i = m->entries[i].next) {
+        if (m->entries[i].uid == uid && m->entries[i].position <= visible) return i;
+        if (m->entries[i].uid >= uid) break;
+    }
+    return OPC__MAILBOX_NONE;
+}
+
+/* >>node ==== L3 ==== the peer: its connections, its store, and one step of its work */
+
+#define OPC__NODE_ROUNDS 8u         /* rounds of socket work for one connection in one step */
+#define OPC__NODE_ACCEPTS 16u       /* connections accepted in one step */
+#define OPC__NODE_LINGER_US 500000u /* how long a closed connection waits for the peer's end */
+#define OPC__NODE_STOP_US 2000000u  /* how long a stop waits for work under way */
+#define OPC__NODE_MESSAGES 64u      /* messages handed out at once */
+#define OPC__NODE_LOG_LINES 8u
+#define OPC__NODE_IDLE_MS 10000     /* the longest sleep while connections are open */
+
+/* An accepted connection. */
+typedef struct opc__slot {
+    intptr_t sock;
+    opcomms_address address;
+    uint64_t since_us;
+    uint64_t active_us;
+    uint64_t activity_seen;
+    uint64_t linger_until_us; /* != 0: over, waiting for the peer's end */
+    int admitted;             /* handshake done and admitted */
+    int events_ready;         /* POLL_IN/OUT seen in this step */
+    struct opcomms_peer *peer;
+    opc__conn conn;
+} opc__slot;
+
+/* A connection of ours to (hash, address). Everything below `lock` is guarded by it; the thread
+   that has set `owned` does the socket work, also while the lock is open to wait. Lock order:
+   node, then link, then list. */
+typedef struct opc__link {
+    uint8_t hash[32];
+    opcomms_address address;
+    uint32_t refs; /* callers inside; guarded by the node's lock */
+    uint64_t used_us;
+    struct opcomms_peer *peer;
+    opc__mutex lock;
+    opc__cond changed;
+    int owned;
+    opcomms_err kill; /* set to end all calls: stop or revocation */
+    intptr_t sock;
+    int connecting;
+    int reused; /* this connection has answered before */
+    opc__conn conn;
+} opc__link;
+
+struct opcomms_message {
+    opcomms_peer *peer;
+    uint32_t entry;
+    int used;
+    uint64_t uid;
+    uint64_t ref;
+    uint64_t bytes;
+    uint32_t flags;
+    opcomms_identifier from;
+};
+
+typedef struct opc__log_line {
+    int level;
+    char text[160];
+} opc__log_line;
+
+struct opcomms_peer {
+    opc__mem mem;
+    const opcomms_platform *plat;
+    opc__mutex lock;
+    opc__cond changed; /* messages arrived, flush ended, callers left, state changed */
+    opcomms_config cfg; /* defaults filled in; its strings are not used after new */
+    opc__key key;
+    opc__tls_ctx tls;
+    uint8_t hash[32];
+    char hash_text[65];
+    opcomms_allow_list *allow;
+    opcomms_routing_table *routes;
+    uint64_t allow_seen;
+    int allow_watched;
+    opc__store *store;
+    opc__mailbox mailbox;
+    uint32_t own_box;
+    uint64_t visible;
+    uint32_t unflushed; /* messages committed since the last flush began */
+    uint64_t flushed_us;
+    int flushing;
+    intptr_t listener;
+    opcomms_address bound;
+    intptr_t wake[2];
+    int wake_ready;
+    opc__slot **slots;
+    uint32_t slots_count;
+    opc__link **links;
+    uint32_t links_count;
+    uint64_t accept_again_us; /* after a failed accept, not before this time */
+    opc__limit limit;
+    int more;   /* work is left although no socket says so */
+    int signs;  /* handshake signatures made in this step */
+    int stopping;
+    int stopped;
+    opcomms_err failed; /* first storage error */
+    int os_code;
+    uint32_t waiters;
+    int pumping;
+    opcomms_message messages[OPC__NODE_MESSAGES];
+    opc__log_line lines[OPC__NODE_LOG_LINES];
+    uint32_t lines_count;
+    opcomms_pollfd *fds;
+    opc__slot **fds_slot;
+    opcomms_stats stats;
+    /* set by run: hands the sealed buffer to the flush thread; NULL: flush in the step */
+    void (*flush_async)(struct opcomms_peer *p);
+#if !defined(OPCOMMS_NO_THREADS)
+    opc__thread thread;
+    opc__thread flusher;
+    opc__cond flush_start;
+    int flush_wanted;
+    int flush_quit;
+    int in_callback;
+    pthread_t callback_thread;
+#endif
+};
+
+OPC__FN void opc__node_say(opcomms_peer *p, int level, const char *text, const char *more) {
+    opc__text t;
+    opc__log_line *line;
+    if (p->cfg.log == NULL || p->lines_count >= OPC__NODE_LOG_LINES) return;
+    line = &p->lines[p->lines_count++];
+    line->level = level;
+    opc__text_init(&t, line->text, sizeof line->text);
+    opc__text_str(&t, text);
+    if (more != NULL) opc__text_str(&t, more);
+}
+
+/* Releases the lock, delivers the log lines that collected under it, and leaves it released. */
+OPC__FN void opc__node_unlock(opcomms_peer *p) {
+    opc__log_line lines[OPC__NODE_LOG_LINES];
+    uint32_t i, n = p->lines_count;
+#if !defined(OPCOMMS_NO_THREADS)
+    if (p->in_callback) n = 0; /* another delivery is under way; the lines wait for the next */
+#endif
+    if (n == 0) {
+        opc__mutex_unlock(&p->lock);
+        return;
+    }
+    memcpy(lines, p->lines, n * sizeof lines[0]);
+    p->lines_count = 0;
+#if !defined(OPCOMMS_NO_THREADS)
+    p->in_callback = 1;
+    p->callback_thread = pthread_self();
+#endif
+    opc__mutex_unlock(&p->lock);
+    for (i = 0; i < n; i++) p->cfg.log(p->cfg.log_user, lines[i].level, lines[i].text);
+#if !defined(OPCOMMS_NO_THREADS)
+    opc__mutex_lock(&p->lock);
+    p->in_callback = 0;
+    opc__mutex_unlock(&p->lock);
+#endif
+}
+
+/* Is the caller inside a callback of this peer? Called with the lock held. */
+OPC__FN int opc__node_inside(const opcomms_peer *p) {
+#if !defined(OPCOMMS_NO_THREADS)
+    return p->in_callback && opc__thread_is_self(p->callback_thread);
+#else
+    (void)p;
+    return 0;
+#endif
+}
+
+OPC__FN uint64_t opc__node_now(const opcomms_peer *p) { return p->plat->now_us(p->plat->user); }
+
+/* Takes no lock: it is called from lists, under theirs, and from any thread. */
+OPC__FN void opc__node_wake(void *user) {
+    opcomms_peer *p = (opcomms_peer *)user;
+    p->plat->wake_signal(p->plat->user, p->wake);
+}
+
+OPC__FN void opc__node_failed(opcomms_peer *p, opcomms_err rc) {
+    if (p->failed != OPCOMMS_OK || rc == OPCOMMS_OK) return;
+    p->failed = rc;
+    opc__node_say(p, OPCOMMS_LOG_ERROR, "storage failed: ", opc__err_text(rc));
+}
+
+/* ---- store ---- */
+
+/* Recomputes up to where messages and answers are visible; wakes who waits for them. */
+OPC__FN void opc__node_visible(opcomms_peer *p) {
+    uint64_t v = p->cfg.durability == OPCOMMS_DURABLE_ALWAYS ? p->store->c->durable(p->store)
+                                                             : p->store->c->written(p->store);
+    if (v == p->visible) return;
+    OPCOMMS_ASSERT(v > p->visible);
+    p->visible = v;
+    p->more = 1;
+    opc__cond_all(&p->changed);
+}
+
+/* One flush in this thread, with the lock open while the disk works. */
+OPC__FN void opc__node_flush_inline(opcomms_peer *p) {
+    opcomms_err rc = p->store->c->flush_begin(p->store);
+    if (rc == OPCOMMS_E_AGAIN) return;
+    if (rc != OPCOMMS_OK) {
+        opc__node_failed(p, rc);
+        return;
+    }
+    p->flushing = 1;
+    p->unflushed = 0;
+    opc__mutex_unlock(&p->lock);
+    rc = p->store->c->flush_run(p->store);
+    opc__mutex_lock(&p->lock);
+    rc = p->store->c->flush_end(p->store, rc);
+    p->flushing = 0;
+    p->stats.syncs++;
+    opc__node_failed(p, rc);
+    opc__node_visible(p);
+    opc__cond_all(&p->changed);
+}
+
+/* Writes or syncs what the durability asks for now. */
+OPC__FN void opc__node_flush(opcomms_peer *p, uint64_t now_us) {
+    int due = p->cfg.durability == OPCOMMS_DURABLE_ALWAYS;
+    opcomms_err rc;
+    if (p->failed != OPCOMMS_OK || p->flushing) return;
+    opc__node_visible(p); /* a memory store is durable at once */
+    if (p->cfg.durability != OPCOMMS_DURABLE_ALWAYS) {
+        rc = p->store->c->write(p->store);
+        if (rc != OPCOMMS_OK) opc__node_failed(p, rc);
+        opc__node_visible(p);
+        due = p->cfg.durability == OPCOMMS_DURABLE_INTERVAL &&
+              now_us - p->flushed_us >= (uint64_t)p->cfg.sync_interval_ms * 1000u;
+    } else if (p->unflushed == 0 && p->store->c->room(p->store) >= OPC__CONN_ROOM) {
+        /* Only acknowledgements and fragments wait: they go with the next sync. */
+        return;
+    }
+    if (!due || p->store->c->durable(p->store) >= p->store->c->end(p->store)) return;
+    p->flushed_us = now_us;
+    if (p->flush_async != NULL && p->unflushed > 1) {
+        rc = p->store->c->flush_begin(p->store);
+        if (rc == OPCOMMS_OK) {
+            p->flushing = 1;
+            p->unflushed = 0;
+            p->flush_async(p);
+        } else if (rc != OPCOMMS_E_AGAIN) {
+            opc__node_failed(p, rc);
+        }
+        return;
+    }
+    opc__node_flush_inline(p);
+}
+
+/* ---- requests of connected peers ---- */
+
+OPC__FN void opc__node_refuse(opc__reply *reply, int call, const char *error) {
+    reply->kind = OPC__RES_ERROR;
+    reply->call = (uint8_t)call;
+    reply->error = error;
+}
+
+OPC__FN opcomms_err opc__node_store(opcomms_peer *p, opc__slot *s, const opc__request *r,
+                                    uint32_t box, opc__reply *reply) {
+    opc__conn *c = &s->conn;
+    const uint8_t *peer = opc__tls_peer(&c->tls);
+    opc__msg_meta meta;
+    uint64_t uid = 0, ref = 0, position = 0;
+    opcomms_err rc;
+    memset(&meta, 0, sizeof meta);
+    memcpy(meta.from, peer, 32);
+    meta.from_id = r->from_id;
+    meta.dest_id = r->dest_id;
+    meta.flags = c->put_mode == OPC__RENDER_TEXT ? OPC__MSG_TEXT : 0;
+    meta.dest = r->dest;
+    meta.dest_len = r->dest_len;
+    meta.bytes = c->put_bytes;
+    meta.wire_bytes = opc__render_total(c->put_mode, c->put_wire, c->put_bytes);
+    meta.time_s = p->plat->wall_s(p->plat->user);
+    /* Check and append under the list's lock: once a removal has returned, nothing from that key
+       is stored any more. */
+    opc__allow_lock(p->allow);
+    rc = opc__allow_check_locked(p->allow, peer, &s->address) ? OPCOMMS_OK : OPCOMMS_E_NOT_ALLOWED;
+    if (rc == OPCOMMS_OK) {
+        rc = p->store->c->commit(p->store, c->put, &meta, &uid, &ref, &position);
+    }
+    opc__allow_unlock(p->allow);
+    if (rc == OPCOMMS_E_AGAIN || rc == OPCOMMS_E_NOT_ALLOWED) return rc;
+    if (rc != OPCOMMS_OK) {
+        if (rc != OPCOMMS_E_FULL && rc != OPCOMMS_E_LIMIT) opc__node_failed(p, rc);
+        opc__node_refuse(reply, OPC__RES_SEND, "{\"MutexError\":\"storage\"}");
+        return OPCOMMS_OK;
+    }
+    c->put_open = 0;
+    opc__mailbox_add(&p->mailbox, box, peer, uid, ref, position, meta.bytes);
+    p->unflushed++;
+    p->stats.messages_in++;
+    reply->kind = OPC__RES_SEND;
+    reply->flag = 1;
+    reply->position = position;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__node_send(opcomms_peer *p, opc__slot *s, const opc__request *r,
+                                   opc__reply *reply) {
+    const uint8_t *peer = opc__tls_peer(&s->conn.tls);
+    int own = opc__mailbox_is_own(&p->mailbox, r->dest, r->dest_len);
+    char from[65];
+    uint32_t box = 0;
+    opcomms_err rc;
+    opc__str_hash_write(peer, from);
+    reply->kind = OPC__RES_SEND;
+    if (r->dest_cut || (!own && p->cfg.mailboxes_max == 0) ||
+        !opc__route_can(p->routes, (const uint8_t *)from, 64, r->from_id, r->dest, r->dest_len,
+                        r->dest_id)) {
+        p->stats.routes_refused++;
+        opc__node_say(p, OPCOMMS_LOG_WARNING, "route refused for ", from);
+        return OPCOMMS_OK; /* Ok(false): not stored */
+    }
+    if (s->conn.put_error != OPCOMMS_OK || p->failed != OPCOMMS_OK) {
+        opc__node_refuse(reply, OPC__RES_SEND, "{\"MutexError\":\"storage\"}");
+        return OPCOMMS_OK;
+    }
+    rc = opc__mailbox_open(&p->mailbox, r->dest, r->dest_len, r->dest_id, &box);
+    if (rc == OPCOMMS_OK) rc = opc__mailbox_reserve(&p->mailbox, box, peer);
+    if (rc != OPCOMMS_OK) {
+        opc__node_refuse(reply, OPC__RES_SEND, "{\"MutexError\":\"storage: queue full\"}");
+        return OPCOMMS_OK;
+    }
+    return opc__node_store(p, s, r, box, reply);
+}
+
+OPC__FN opcomms_err opc__node_get(opcomms_peer *p, uint32_t box, opc__reply *reply) {
+    uint32_t i = opc__mailbox_oldest(&p->mailbox, box, p->visible, 0);
+    uint8_t dest[OPC__DEST_MAX];
+    opc__msg_meta meta;
+    opcomms_err rc;
+    reply->kind = OPC__RES_GET;
+    if (i == OPC__MAILBOX_NONE) return OPCOMMS_OK;
+    rc = p->store->c->meta(p->store, p->mailbox.entries[i].ref, &meta, dest);
+    if (rc != OPCOMMS_OK) {
+        opc__node_say(p, OPCOMMS_LOG_ERROR, "a stored message cannot be read: ",
+                      opc__err_text(rc));
+        opc__node_refuse(reply, OPC__RES_GET, "{\"MutexError\":\"storage\"}");
+        return OPCOMMS_OK;
+    }
+    reply->flag = 1;
+    reply->ref = p->mailbox.entries[i].ref;
+    reply->uid = meta.uid;
+    reply->bytes = meta.bytes;
+    reply->wire_bytes = meta.wire_bytes;
+    reply->mode = (meta.flags & OPC__MSG_TEXT) ? OPC__RENDER_TEXT : OPC__RENDER_BYTES;
+    reply->from_id = meta.from_id;
+    memcpy(reply->from, meta.from, 32);
+    return OPCOMMS_OK;
+}
+
+/* Removes entry i from store and mailbox. */
+OPC__FN opcomms_err opc__node_consume(opcomms_peer *p, uint32_t i, uint64_t *position) {
+    opc__entry *e = &p->mailbox.entries[i];
+    opcomms_err rc = p->store->c->ack(p->store, e->ref, e->uid, position);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__mailbox_remove(&p->mailbox, i);
+    return OPCOMMS_OK;
+}
+
+/* The ops.request of accepted connections. */
+OPC__FN opcomms_err opc__node_request(void *user, opc__conn *c, const opc__request *r,
+                                      opc__reply *reply) {
+    opc__slot *s = (opc__slot *)user;
+    opcomms_peer *p = s->peer;
+    char own[65];
+    uint32_t box, i;
+    opcomms_err rc;
+    OPCOMMS_ASSERT(c == &s->conn);
+    if (r->kind == OPC__REQ_SEND) return opc__node_send(p, s, r, reply);
+    opc__str_hash_write(opc__tls_peer(&c->tls), own);
+    box = opc__mailbox_find(&p->mailbox, (const uint8_t *)own, 64, r->dest_id);
+    if (r->kind == OPC__REQ_GET) return opc__node_get(p, box, reply);
+    reply->kind = OPC__RES_ACK;
+    i = opc__mailbox_by_uid(&p->mailbox, box, p->visible, r->uid);
+    if (i == OPC__MAILBOX_NONE) return OPCOMMS_OK;
+    rc = opc__node_consume(p, i, &reply->position);
+    if (rc == OPCOMMS_E_AGAIN) return rc;
+    if (rc != OPCOMMS_OK) {
+        opc__node_failed(p, rc);
+        opc__node_refuse(reply, OPC__RES_ACK, "{\"MutexError\":\"storage\"}");
+        return OPCOMMS_OK;
+    }
+    p->unflushed++;
+    reply->flag = 1;
+    return OPCOMMS_OK;
+}
+
+OPC__FN uint64_t opc__node_ops_visible(void *user) { return ((opc__slot *)user)->peer->visible; }
+
+/* ---- accepted connections ---- */
+
+OPC__FN int opc__node_slot_may(void *user, const uint8_t hash[32]) {
+    opc__slot *s = (opc__slot *)user;
+    return opc__allow_check(s->peer->allow, hash, &s->address);
+}
+
+OPC__FN void opc__node_slot_close(opcomms_peer *p, uint32_t i) {
+    opc__slot *s = p->slots[i];
+    opc__conn_wipe(&s->conn);
+    p->plat->sock_close(p->plat->user, s->sock);
+    opc__mem_free_wiped(&p->mem, s, sizeof *s);
+    p->slots[i] = p->slots[--p->slots_count];
+    p->slots[p->slots_count] = NULL;
+}
+
+/* Counts handshakes under way, in all and from this address, and connections of the address. */
+typedef struct opc__crowd {
+    uint32_t handshakes;
+    uint32_t same_address;
+    uint32_t same_handshakes;
+} opc__crowd;
+
+OPC__FN void opc__node_crowd(const opcomms_peer *p, const opcomms_address *from, opc__crowd *out) {
+    uint32_t i;
+    memset(out, 0, sizeof *out);
+    for (i = 0; i < p->slots_count; i++) {
+        const opc__slot *s = p->slots[i];
+        int same = opc__id_ip_equal(&s->address, from);
+        if (!s->admitted) out->handshakes++;
+        if (same) out->same_address++;
+        if (same && !s->admitted) out->same_handshakes++;
+    }
+}
+
+/* All handshake places are taken: the oldest handshake of the address that has most of them gives
+   way, if that address is more crowded than the newcomer's. */
+OPC__FN int opc__node_make_way(opcomms_peer *p, uint32_t newcomers) {
+    uint32_t i, worst = 0, victim = 0;
+    for (i = 0; i < p->slots_count; i++) {
+        opc__crowd crowd;
+        if (p->slots[i]->admitted) continue;
+        opc__node_crowd(p, &p->slots[i]->address, &crowd);
+        if (crowd.same_handshakes > worst ||
+            (crowd.same_handshakes == worst &&
+             p->slots[i]->since_us < p->slots[victim]->since_us)) {
+            worst = crowd.same_handshakes;
+            victim = i;
+        }
+    }
+    if (worst <= newcomers + 1) return 0;
+    opc__node_slot_close(p, victim);
+    p->stats.refused_limit++;
+    return 1;
+}
+
+/* The checks that come before any memory or signature is spent on a stranger. */
+OPC__FN int opc__node_admit(opcomms_peer *p, const opcomms_address *from, uint64_t now_us) {
+    opc__crowd crowd;
+    uint32_t inbound_max = p->cfg.connections_max - (p->cfg.connections_max + 3u) / 4u;
+    if (inbound_max == 0) inbound_max = 1;
+    if (!opc__allow_address(p->allow, from)) {
+        p->stats.refused_address++;
+        return 0;
+    }
+    opc__node_crowd(p, from, &crowd);
+    if (crowd.same_address >= p->cfg.connections_per_address || p->slots_count >= inbound_max ||
+        !opc__limit_handshake(&p->limit, from, now_us, p->cfg.handshakes_per_second) ||
+        (crowd.handshakes >= p->cfg.handshakes_max &&
+         !opc__node_make_way(p, crowd.same_handshakes))) {
+        p->stats.refused_limit++;
+        return 0;
+    }
+    return 1;
+}
+
+OPC__FN opcomms_err opc__node_slot_open(opcomms_peer *p, intptr_t sock,
+                                        const opcomms_address *from, uint64_t now_us) {
+    static const opc__conn_ops ops = {opc__node_request, opc__node_ops_visible};
+    uint8_t entropy[32];
+    opc__slot *s;
+    if (p->plat->random(p->plat->user, entropy, sizeof entropy) != OPCOMMS_OK) {
+        return OPCOMMS_E_RANDOM;
+    }
+    s = (opc__slot *)opc__mem_alloc(&p->mem, sizeof *s);
+    if (s == NULL) return OPCOMMS_E_NOMEM;
+    s->sock = sock;
+    s->address = *from;
+    s->since_us = now_us;
+    s->active_us = now_us;
+    s->peer = p;
+    opc__conn_init(&s->conn, 1, p->store, p->cfg.frame_bytes_max, &ops, s);
+    opc__tls_server(&s->conn.tls, &p->tls, opc__node_slot_may, s, entropy,
+                    p->plat->wall_s(p->plat->user));
+    opc__mem_wipe(entropy, sizeof entropy);
+    p->slots[p->slots_count++] = s;
+    p->stats.accepted++;
+    return OPCOMMS_OK;
+}
+
+OPC__FN void opc__node_accept(opcomms_peer *p, uint64_t now_us) {
+    uint32_t n;
+    for (n = 0; n < OPC__NODE_ACCEPTS; n++) {
+        opcomms_address from;
+        intptr_t sock = OPCOMMS_NO_HANDLE;
+        int os = 0;
+        opcomms_err rc;
+        if (p->slots_count >= p->cfg.connections_max) return;
+        memset(&from, 0, sizeof from);
+        rc = p->plat->tcp_accept(p->plat->user, p->listener, &sock, &from, &os);
+        if (rc == OPCOMMS_E_AGAIN) return;
+        if (rc != OPCOMMS_OK) { /* out of descriptors, say: not again at once */
+            p->accept_again_us = now_us + 100000u;
+            opc__node_say(p, OPCOMMS_LOG_WARNING, "accept failed: ", opc__err_text(rc));
+            return;
+        }
+        if (!opc__node_admit(p, &from, now_us) ||
+            opc__node_slot_open(p, sock, &from, now_us) != OPCOMMS_OK) {
+            p->plat->sock_close(p->plat->user, sock);
+        }
+    }
+}
+
+/* Moves bytes between a socket and TLS; answers 1 when anything moved. Shared by slots and links. */
+OPC__FN int opc__node_wire(const opcomms_platform *plat, intptr_t sock, opc__conn *c,
+                           int may_recv) {
+    int moved = 0, os = 0;
+    size_t len = 0;
+    opcomms_err rc;
+    const uint8_t *out = opc__tls_out(&c->tls, &len);
+    if (out != NULL && len > 0) {
+        size_t put = 0;
+        rc = plat->sock_send(plat->user, sock, out, len, &put, &os);
+        if (rc == OPCOMMS_OK) {
+            opc__tls_out_done(&c->tls, put);
+            moved = put > 0;
+        } else if (rc != OPCOMMS_E_AGAIN) {
+            opc__conn_kill(c, OPCOMMS_E_CLOSED);
+            return 0;
+        }
+    }
+    if (may_recv && !c->input_ended) {
+        size_t room = 0, got = 0;
+        uint8_t *in = opc__tls_in(&c->tls, &room);
+        if (in == NULL || room == 0) return moved;
+        rc = plat->sock_recv(plat->user, sock, in, room, &got, &os);
+        if (rc == OPCOMMS_OK && got > 0) {
+            opc__tls_in_done(&c->tls, got);
+            moved = 1;
+        } else if (rc == OPCOMMS_OK) {
+            opc__conn_ended(c);
+            moved = 1;
+        } else if (rc != OPCOMMS_E_AGAIN) {
+            opc__conn_kill(c, OPCOMMS_E_CLOSED);
+        }
+    }
+    return moved;
+}
+
+OPC__FN void opc__node_slot_admitted(opcomms_peer *p, opc__slot *s) {
+    s->admitted = 1;
+    p->stats.handshakes++;
+    if (!opc__allow_check(p->allow, opc__tls_peer(&s->conn.tls), &s->address)) {
+        opc__conn_kill(&s->conn, OPCOMMS_E_NOT_ALLOWED);
+    }
+}
+
+/* Work of one connection in this step. */
+OPC__FN void opc__node_slot_pump(opcomms_peer *p, opc__slot *s, uint64_t now_us) {
+    opc__conn *c = &s->conn;
+    uint32_t round;
+    int may_recv = (s->events_ready & (int)(OPCOMMS_POLL_IN | OPCOMMS_POLL_ERR)) != 0;
+    for (round = 0; round < OPC__NODE_ROUNDS && c->state != OPC__CONN_DEAD; round++) {
+        int moved, recv_now = may_recv;
+        if (c->state == OPC__CONN_HANDSHAKE && recv_now && opc__tls_will_sign(&c->tls)) {
+            if (p->signs > 0) { /* one signature a step: established connections come first */
+                recv_now = 0;
+                p->more = 1;
+            } else {
+                p->signs++;
+            }
+        }
+        moved = opc__node_wire(p->plat, s->sock, c, recv_now);
+        opc__conn_step(c, now_us);
+        if (c->state == OPC__CONN_OPEN && !s->admitted) opc__node_slot_admitted(p, s);
+        if (!moved) break;
+        if (round + 1 == OPC__NODE_ROUNDS) p->more = 1;
+    }
+    /* What the last step produced leaves at once instead of in the next step. */
+    if (c->state != OPC__CONN_DEAD) (void)opc__node_wire(p->plat, s->sock, c, 0);
+    if (c->more) p->more = 1;
+    if (c->activity != s->activity_seen) {
+        s->activity_seen = c->activity;
+        s->active_us = now_us;
+    }
+    if (c->state == OPC__CONN_OPEN && c->input_ended && opc__conn_quiet(c)) opc__conn_end(c);
+}
+
+/* Does the connection have unsent bytes? */
+OPC__FN int opc__node_unsent(opc__conn *c) {
+    size_t len = 0;
+    const uint8_t *out = opc__tls_out(&c->tls, &len);
+    return out != NULL && len > 0;
+}
+
+/* Ends what is over: errors, time-outs, revoked keys, orderly closes. 1: the slot is gone. */
+OPC__FN int opc__node_slot_reap(opcomms_peer *p, uint32_t i, uint64_t now_us) {
+    opc__slot *s = p->slots[i];
+    opc__conn *c = &s->conn;
+    uint64_t handshake_us = (uint64_t)p->cfg.handshake_timeout_ms * 1000u;
+    uint64_t idle_us = (uint64_t)p->cfg.idle_timeout_ms * 1000u;
+    if (s->linger_until_us != 0) {
+        uint8_t sink[512];
+        size_t got = 0;
+        int os = 0;
+        opcomms_err rc = p->plat->sock_recv(p->plat->user, s->sock, sink, sizeof sink, &got, &os);
+        int waits = rc == OPCOMMS_E_AGAIN || (rc == OPCOMMS_OK && got > 0);
+        if (waits && now_us < s->linger_until_us) return 0;
+        opc__node_slot_close(p, i);
+        return 1;
+    }
+    if (!s->admitted && now_us - s->since_us > handshake_us) opc__conn_kill(c, OPCOMMS_E_TIMEOUT);
+    if (s->admitted && now_us - s->active_us > idle_us) opc__conn_end(c);
+    if (s->admitted && now_us - s->active_us > idle_us + handshake_us) {
+        opc__conn_kill(c, OPCOMMS_E_TIMEOUT);
+    }
+    if (c->state == OPC__CONN_ENDING && !opc__node_unsent(c)) {
+        opc__conn_kill(c, OPCOMMS_E_CLOSED);
+    }
+    if (c->state != OPC__CONN_DEAD) return 0;
+    if (c->error == OPCOMMS_E_PROTOCOL) p->stats.protocol_errors++;
+    if (!s->admitted) {
+        p->stats.handshakes_failed++;
+        opc__node_say(p, OPCOMMS_LOG_INFO, "handshake failed: ", opc__err_text(c->error));
+    }
+    if (!s->admitted || c->input_ended || c->error == OPCOMMS_E_NOT_ALLOWED) {
+        opc__node_slot_close(p, i);
+        return 1;
+    }
+    /* Closing with unread input would reset the connection and could take an answer with it: after
+       a broken protocol more input is likely, so its end is awaited for a while. */
+    p->plat->sock_shutdown(p->plat->user, s->sock, 0);
+    if (c->error != OPCOMMS_E_PROTOCOL) {
+        opc__node_slot_close(p, i);
+        return 1;
+    }
+    s->linger_until_us = now_us + OPC__NODE_LINGER_US;
+    return 0;
+}
+
+/* ---- links: our own connections ---- */
+
+OPC__FN int opc__link_may(void *user, const uint8_t hash[32]) {
+    opc__link *l = (opc__link *)user;
+    return opc__allow_check(l->peer->allow, hash, &l->address);
+}
+
+OPC__FN void opc__link_close(opc__link *l) {
+    const opcomms_platform *plat = l->peer->plat;
+    if (l->sock == OPCOMMS_NO_HANDLE) return;
+    opc__conn_wipe(&l->conn);
+    plat->sock_close(plat->user, l->sock);
+    l->sock = OPCOMMS_NO_HANDLE;
+    l->connecting = 0;
+    l->reused = 0;
+}
+
+/* Says goodbye on an idle connection, as far as that works without waiting, and closes it. */
+OPC__FN void opc__link_end(opc__link *l) {
+    const opcomms_platform *plat = l->peer->plat;
+    if (l->sock == OPCOMMS_NO_HANDLE) return;
+    if (!l->connecting && l->conn.state == OPC__CONN_OPEN) {
+        opc__conn_end(&l->conn);
+        (void)opc__node_wire(plat, l->sock, &l->conn, 0);
+        plat->sock_shutdown(plat->user, l->sock, 0);
+    }
+    opc__link_close(l);
+}
+
+OPC__FN opcomms_err opc__link_connect(opc__link *l, int *os_code) {
+    opcomms_peer *p = l->peer;
+    uint8_t entropy[32];
+    opc__call *calls = l->conn.calls;
+    opcomms_err rc;
+    OPCOMMS_ASSERT(l->sock == OPCOMMS_NO_HANDLE);
+    rc = p->plat->random(p->plat->user, entropy, sizeof entropy);
+    if (rc != OPCOMMS_OK) return OPCOMMS_E_RANDOM;
+    rc = p->plat->tcp_connect(p->plat->user, &l->address, &l->sock, os_code);
+    if (rc != OPCOMMS_OK) {
+        l->sock = OPCOMMS_NO_HANDLE;
+        return rc;
+    }
+    l->connecting = 1;
+    l->reused = 0;
+    opc__conn_init(&l->conn, 0, NULL, p->cfg.frame_bytes_max, NULL, l);
+    l->conn.calls = calls;
+    opc__tls_client(&l->conn.tls, &p->tls, l->hash, opc__link_may, l, entropy,
+                    p->plat->wall_s(p->plat->user));
+    opc__mem_wipe(entropy, sizeof entropy);
+    return OPCOMMS_OK;
+}
+
+OPC__FN void opc__link_finish(opc__call *call, opcomms_err rc, int os_code, int tls_code) {
+    call->result = opc__err_set(&call->detail, rc, os_code, NULL);
+    call->detail.tls_code = tls_code;
+    call->done = 1;
+}
+
+/* Ends every call with rc. */
+OPC__FN void opc__link_fail_all(opc__link *l, opcomms_err rc, int os_code) {
+    opc__call *call;
+    int tls_code = l->conn.tls_code;
+    while ((call = l->conn.waiting) != NULL) {
+        l->conn.waiting = call->next;
+        opc__link_finish(call, OPCOMMS_E_UNKNOWN_OUTCOME, os_code, tls_code);
+    }
+    while ((call = l->conn.calls) != NULL) {
+        l->conn.calls = call->next;
+        opc__link_finish(call, rc, os_code, tls_code);
+    }
+    opc__cond_all(&l->changed);
+}
+
+/* The connection died. Calls whose request had left have an unknown outcome; the others are tried
+   once more if the connection had worked before (it was closed while idle), else they fail. */
+OPC__FN void opc__link_died(opc__link *l, opcomms_err why, int os_code) {
+    opc__call *call;
+    int again = l->reused && (why == OPCOMMS_E_CLOSED || why == OPCOMMS_E_TLS);
+    int tls_code = l->conn.tls_code;
+    if (why == OPCOMMS_E_CLOSED && !l->reused) why = OPCOMMS_E_CONNECT;
+    while ((call = l->conn.waiting) != NULL) {
+        l->conn.waiting = call->next;
+        opc__link_finish(call, why == OPCOMMS_E_PROTOCOL ? why : OPCOMMS_E_UNKNOWN_OUTCOME,
+                         os_code, tls_code);
+    }
+    if (!again) opc__link_fail_all(l, why, os_code);
+    opc__link_close(l);
+    l->conn.out_stage = OPC__OUT_IDLE;
+    opc__cond_all(&l->changed);
+}
+
+/* Socket and connection work, without waiting. Called by the owner, with the link's lock. */
+OPC__FN void opc__link_pump(opc__link *l) {
+    opcomms_peer *p = l->peer;
+    int os = 0;
+    uint32_t round;
+    opcomms_err rc;
+    if (l->sock == OPCOMMS_NO_HANDLE) {
+        rc = opc__link_connect(l, &os);
+        if (rc != OPCOMMS_OK) opc__link_fail_all(l, rc, os);
+        return;
+    }
+    if (l->connecting) {
+        opcomms_pollfd fd;
+        memset(&fd, 0, sizeof fd);
+        fd.handle = l->sock;
+        fd.events = OPCOMMS_POLL_OUT;
+        rc = p->plat->wait(p->plat->user, &fd, 1, 0, &os);
+        if (rc == OPCOMMS_OK && fd.revents == 0) return;
+        if (rc == OPCOMMS_OK) rc = p->plat->tcp_connected(p->plat->user, l->sock, &os);
+        if (rc != OPCOMMS_OK) {
+            opc__link_died(l, rc, os);
+            return;
+        }
+        l->connecting = 0;
+    }
+    for (round = 0; round < OPC__NODE_ROUNDS; round++) {
+        uint64_t answers = l->conn.answers;
+        int moved = opc__node_wire(p->plat, l->sock, &l->conn, 1);
+        opc__conn_step(&l->conn, opc__node_now(p));
+        if (l->conn.answers != answers) {
+            l->reused = 1;
+            opc__cond_all(&l->changed);
+        }
+        if (l->conn.state == OPC__CONN_OPEN && l->conn.input_ended) {
+            opc__conn_kill(&l->conn, OPCOMMS_E_CLOSED);
+        }
+        if (l->conn.state == OPC__CONN_DEAD) {
+            opc__link_died(l, l->conn.error, 0);
+            return;
+        }
+        if (!moved) break;
+    }
+    (void)opc__node_wire(p->plat, l->sock, &l->conn, 0);
+}
+
+/* Takes a call whose time is up out of the link. */
+OPC__FN void opc__link_give_up(opc__link *l, opc__call *call) {
+    opc__call **at = &l->conn.calls;
+    opcomms_err rc = OPCOMMS_E_TIMEOUT;
+    if (l->conn.calls == call && l->conn.out_stage != OPC__OUT_IDLE) {
+        opc__call *rest = call->next; /* half a frame is out: this connection is lost */
+        l->conn.calls = NULL;
+        opc__link_finish(call, rc, 0, 0);
+        l->conn.calls = rest;
+        opc__conn_kill(&l->conn, OPCOMMS_E_CLOSED);
+        if (l->sock != OPCOMMS_NO_HANDLE) { /* wakes the owner, which cleans up */
+            l->peer->plat->sock_shutdown(l->peer->plat->user, l->sock, 1);
+        }
+        return;
+    }
+    while (*at != NULL && *at != call) at = &(*at)->next;
+    if (*at == NULL) {
+        at = &l->conn.waiting;
+        rc = OPCOMMS_E_UNKNOWN_OUTCOME;
+        while (*at != NULL && *at != call) at = &(*at)->next;
+    }
+    OPCOMMS_ASSERT(*at == call);
+    *at = call->next;
+    opc__link_finish(call, rc, 0, 0);
+}
+
+OPC__FN void opc__link_free(opcomms_peer *p, uint32_t i) {
+    opc__link *l = p->links[i];
+    OPCOMMS_ASSERT(l->refs == 0);
+    opc__mutex_lock(&l->lock);
+    opc__link_end(l);
+    opc__mutex_unlock(&l->lock);
+    opc__cond_destroy(&l->changed);
+    opc__mutex_destroy(&l->lock);
+    opc__mem_free_wiped(&p->mem, l, sizeof *l);
+    p->links[i] = p->links[--p->links_count];
+    p->links[p->links_count] = NULL;
+}
+
+/* Finds or makes the link to (hash, address) and counts the caller in. Under the node's lock. */
+OPC__FN opcomms_err opc__link_get(opcomms_peer *p, const uint8_t hash[32],
+                                  const opcomms_address *address, opc__link **out) {
+    uint32_t i, idle = OPC__MAILBOX_NONE;
+    opc__link *l;
+    for (i = 0; i < p->links_count; i++) {
+        l = p->links[i];
+        if (memcmp(l->hash, hash, 32) == 0 && opc__id_ip_equal(&l->address, address) &&
+            l->address.port == address->port) {
+            l->refs++;
+            *out = l;
+            return OPCOMMS_OK;
+        }
+        if (l->refs == 0 &&
+            (idle == OPC__MAILBOX_NONE || l->used_us < p->links[idle]->used_us)) {
+            idle = i;
+        }
+    }
+    if (p->links_count + p->slots_count >= p->cfg.connections_max) {
+        if (idle == OPC__MAILBOX_NONE) return OPCOMMS_E_LIMIT;
+        opc__link_free(p, idle);
+    }
+    l = (opc__link *)opc__mem_alloc(&p->mem, sizeof *l);
+    if (l == NULL) return OPCOMMS_E_NOMEM;
+    if (!opc__mutex_init(&l->lock)) {
+        opc__mem_free(&p->mem, l, sizeof *l);
+        return OPCOMMS_E_NOMEM;
+    }
+    if (!opc__cond_init(&l->changed)) {
+        opc__mutex_destroy(&l->lock);
+        opc__mem_free(&p->mem, l, sizeof *l);
+        return OPCOMMS_E_NOMEM;
+    }
+    memcpy(l->hash, hash, 32);
+    l->address = *address;
+    l->peer = p;
+    l->sock = OPCOMMS_NO_HANDLE;
+    l->refs = 1;
+    p->links[p->links_count++] = l;
+    *out = l;
+    return OPCOMMS_OK;
+}
+
+/* ---- the step ---- */
+
+/* The allow list has changed: closes whom it no longer admits. */
+OPC__FN void opc__node_revoke(opcomms_peer *p) {
+    uint64_t now = opc__allow_generation(p->allow);
+    uint32_t i;
+    if (now == p->allow_seen) return;
+    p->allow_seen = now;
+    for (i = 0; i < p->slots_count; i++) {
+        opc__slot *s = p->slots[i];
+        if (s->admitted && s->conn.state != OPC__CONN_DEAD &&
+            !opc__allow_check(p->allow, opc__tls_peer(&s->conn.tls), &s->address)) {
+            opc__conn_kill(&s->conn, OPCOMMS_E_NOT_ALLOWED);
+        }
+    }
+    for (i = p->links_count; i > 0; i--) {
+        opc__link *l = p->links[i - 1];
+        if (opc__allow_check(p->allow, l->hash, &l->address)) continue;
+        if (l->refs == 0) {
+            opc__link_free(p, i - 1);
+            continue;
+        }
+        opc__mutex_lock(&l->lock);
+        l->kill = OPCOMMS_E_NOT_ALLOWED;
+        if (l->sock != OPCOMMS_NO_HANDLE) p->plat->sock_shutdown(p->plat->user, l->sock, 1);
+        opc__cond_all(&l->changed);
+        opc__mutex_unlock(&l->lock);
+    }
+}
+
+OPC__FN void opc__node_links_idle(opcomms_peer *p, uint64_t now_us) {
+    uint32_t i;
+    for (i = p->links_count; i > 0; i--) {
+        opc__link *l = p->links[i - 1];
+        if (l->refs == 0 && now_us > l->used_us &&
+            now_us - l->used_us > (uint64_t)p->cfg.idle_timeout_ms * 1000u) {
+            opc__link_free(p, i - 1);
+        }
+    }
+}
+
+/* What to wait for. Returns the count; fds_slot tells which slot an entry belongs to. */
+OPC__FN size_t opc__node_pollset(opcomms_peer *p, int32_t *timeout_ms) {
+    uint64_t now = opc__node_now(p);
+    size_t n = 0;
+    uint32_t i;
+    int32_t wait_ms = p->slots_count + p->links_count > 0 ? OPC__NODE_IDLE_MS : -1;
+    memset(&p->fds[n], 0, sizeof p->fds[n]);
+    p->fds[n].handle = p->wake[0];
+    p->fds[n].events = OPCOMMS_POLL_IN;
+    p->fds_slot[n++] = NULL;
+    if (p->listener != OPCOMMS_NO_HANDLE && p->slots_count < p->cfg.connections_max) {
+        if (now >= p->accept_again_us) {
+            memset(&p->fds[n], 0, sizeof p->fds[n]);
+            p->fds[n].handle = p->listener;
+            p->fds[n].events = OPCOMMS_POLL_IN;
+            p->fds_slot[n++] = NULL;
+        } else {
+            wait_ms = 100;
+        }
+    }
+    for (i = 0; i < p->slots_count; i++) {
+        opc__slot *s = p->slots[i];
+        size_t room = 0;
+        unsigned events = 0;
+        if (s->linger_until_us != 0) {
+            events = OPCOMMS_POLL_IN;
+        } else {
+            if (!s->conn.input_ended && opc__tls_in(&s->conn.tls, &room) != NULL && room > 0) {
+                events |= OPCOMMS_POLL_IN;
+            }
+            if (opc__node_unsent(&s->conn)) events |= OPCOMMS_POLL_OUT;
+        }
+        if (!s->admitted || s->linger_until_us != 0) {
+            if (wait_ms < 0 || wait_ms > 250) wait_ms = 250;
+        }
+        if (events == 0) continue; /* nothing the socket could say matters now */
+        memset(&p->fds[n], 0, sizeof p->fds[n]);
+        p->fds[n].handle = s->sock;
+        p->fds[n].events = (uint16_t)events;
+        p->fds_slot[n++] = s;
+    }
+    if (p->cfg.durability == OPCOMMS_DURABLE_INTERVAL &&
+        p->store->c->durable(p->store) < p->store->c->end(p->store)) {
+        int32_t interval = (int32_t)p->cfg.sync_interval_ms;
+        if (wait_ms < 0 || wait_ms > interval) wait_ms = interval;
+    }
+    if (p->stopping && (wait_ms < 0 || wait_ms > 20)) wait_ms = 20;
+    if (p->more) wait_ms = 0;
+    *timeout_ms = wait_ms;
+    return n;
+}
+
+OPC__FN void opc__node_pump_all(opcomms_peer *p, uint64_t now_us) {
+    uint32_t i;
+    int pass;
+    for (pass = 0; pass < 2; pass++) { /* established connections first, then handshakes */
+        for (i = 0; i < p->slots_count; i++) {
+            opc__slot *s = p->slots[i];
+            if ((s->admitted != 0) != (pass == 0) || s->linger_until_us != 0) continue;
+            opc__node_slot_pump(p, s, now_us);
+            s->events_ready = 0;
+        }
+    }
+}
+
+/* One step: does everything that can be done without waiting. Called with the lock held, by one
+   thread at a time; the lock is open while the disk syncs. `n` entries of fds carry events. */
+OPC__FN void opc__node_step(opcomms_peer *p, size_t n) {
+    uint64_t now = opc__node_now(p);
+    uint32_t i;
+    size_t k;
+    p->more = 0;
+    p->signs = 0;
+    for (k = 0; k < n; k++) {
+        if (p->fds[k].revents == 0) continue;
+        if (p->fds[k].handle == p->wake[0]) p->plat->wake_drain(p->plat->user, p->wake);
+        if (p->fds_slot[k] != NULL) p->fds_slot[k]->events_ready = (int)p->fds[k].revents;
+    }
+    opc__node_revoke(p);
+    if (p->listener != OPCOMMS_NO_HANDLE && !p->stopping && now >= p->accept_again_us) {
+        opc__node_accept(p, now);
+    }
+    opc__node_pump_all(p, now);
+    opc__node_flush(p, now);
+    if (p->more) opc__node_pump_all(p, now); /* answers that a sync has just released */
+    for (i = p->slots_count; i > 0; i--) {
+        if (p->stopping && p->slots[i - 1]->admitted && opc__conn_quiet(&p->slots[i - 1]->conn)) {
+            opc__conn_end(&p->slots[i - 1]->conn);
+            (void)opc__node_wire(p->plat, p->slots[i - 1]->sock, &p->slots[i - 1]->conn, 0);
+        } else if (p->stopping && !p->slots[i - 1]->admitted) {
+            opc__conn_kill(&p->slots[i - 1]->conn, OPCOMMS_E_CLOSED);
+        }
+        (void)opc__node_slot_reap(p, i - 1, now);
+    }
+    opc__node_links_idle(p, now);
+}
+
+/* >>run ==== L3 ==== who pumps the node: the background thread, the flush thread, or the caller */
+
+/* Waits for events without the lock, then steps. The lock is held before and after. */
+OPC__FN opcomms_err opc__run_once(opcomms_peer *p, int32_t most_ms) {
+    int32_t timeout_ms = 0;
+    size_t n = opc__node_pollset(p, &timeout_ms);
+    int os = 0;
+    opcomms_err rc;
+    if (timeout_ms < 0 || (most_ms >= 0 && timeout_ms > most_ms)) timeout_ms = most_ms;
+    opc__node_unlock(p);
+    rc = p->plat->wait(p->plat->user, p->fds, n, timeout_ms, &os);
+    opc__mutex_lock(&p->lock);
+    if (rc != OPCOMMS_OK) n = 0;
+    opc__node_step(p, n);
+    return rc;
+}
+
+/* Everything that a stop waits for is done. */
+OPC__FN int opc__run_drained(const opcomms_peer *p) {
+    return p->slots_count == 0 && !p->flushing;
+}
+
+#if !defined(OPCOMMS_NO_THREADS)
+OPC__FN void *opc__run_thread(void *arg) {
+    opcomms_peer *p = (opcomms_peer *)arg;
+    uint64_t stop_at = 0;
+    opc__mutex_lock(&p->lock);
+    for (;;) {
+        if (p->stopping) {
+            uint64_t now = opc__node_now(p);
+            if (stop_at == 0) stop_at = now + OPC__NODE_STOP_US;
+            if (opc__run_drained(p) || now >= stop_at) break;
+        }
+        if (opc__run_once(p, -1) != OPCOMMS_OK) {
+            /* The wait itself fails only for want of memory: rest, rather than spin. */
+            opc__cond_wait(&p->changed, &p->lock, 100000u);
+        }
+    }
+    opc__node_unlock(p);
+    return NULL;
+}
+
+OPC__FN void *opc__run_flusher(void *arg) {
+    opcomms_peer *p = (opcomms_peer *)arg;
+    opc__mutex_lock(&p->lock);
+    for (;;) {
+        opcomms_err rc;
+        while (!p->flush_wanted && !p->flush_quit) {
+            opc__cond_wait(&p->flush_start, &p->lock, UINT64_MAX);
+        }
+        if (!p->flush_wanted) break;
+        p->flush_wanted = 0;
+        opc__mutex_unlock(&p->lock);
+        rc = p->store->c->flush_run(p->store);
+        opc__mutex_lock(&p->lock);
+        rc = p->store->c->flush_end(p->store, rc);
+        p->flushing = 0;
+        p->stats.syncs++;
+        opc__node_failed(p, rc);
+        opc__node_visible(p);
+        opc__cond_all(&p->changed);
+        opc__node_wake(p);
+    }
+    opc__mutex_unlock(&p->lock);
+    return NULL;
+}
+
+OPC__FN void opc__run_flush_async(opcomms_peer *p) {
+    p->flush_wanted = 1;
+    opc__cond_all(&p->flush_start);
+}
+#endif
+
+OPC__FN opcomms_err opc__run_start(opcomms_peer *p) {
+    if (p->cfg.flags & OPCOMMS_NO_BACKGROUND) return OPCOMMS_OK;
+#if !defined(OPCOMMS_NO_THREADS)
+    if (!(p->cfg.flags & OPCOMMS_MEMORY_STORE) &&
+        p->cfg.durability != OPCOMMS_DURABLE_NEVER) {
+        if (!opc__thread_start(&p->flusher, opc__run_flusher, p)) return OPCOMMS_E_NOMEM;
+        p->flush_async = opc__run_flush_async;
+    }
+    if (!opc__thread_start(&p->thread, opc__run_thread, p)) return OPCOMMS_E_NOMEM;
+    return OPCOMMS_OK;
+#else
+    return OPCOMMS_E_UNSUPPORTED;
+#endif
+}
+
+/* Brings the threads to their end; the lock is not held. Without threads: pumps until drained. */
+OPC__FN void opc__run_end(opcomms_peer *p) {
+#if !defined(OPCOMMS_NO_THREADS)
+    if (p->thread.running) {
+        opc__node_wake(p);
+        opc__thread_join(&p->thread);
+    }
+    if (p->flusher.running) {
+        opc__mutex_lock(&p->lock);
+        p->flush_quit = 1;
+        opc__cond_all(&p->flush_start);
+        opc__mutex_unlock(&p->lock);
+        opc__thread_join(&p->flusher);
+        p->flush_async = NULL;
+    }
+#endif
+    if ((p->cfg.flags & OPCOMMS_NO_BACKGROUND) && p->fds != NULL && p->store != NULL) {
+        uint64_t stop_at = opc__node_now(p) + OPC__NODE_STOP_US;
+        opc__mutex_lock(&p->lock);
+        while (!opc__run_drained(p) && opc__node_now(p) < stop_at) (void)opc__run_once(p, 20);
+        opc__node_unlock(p);
+    }
+}
+
+/* One wait-and-step by a caller of a peer without background thread, unless another thread is
+   doing that already. Takes and releases the lock. */
+OPC__FN opcomms_err opc__run_pump(opcomms_peer *p, int32_t most_ms) {
+    opcomms_err rc = OPCOMMS_OK;
+    opc__mutex_lock(&p->lock);
+    if (p->pumping) {
+        opc__cond_wait(&p->changed, &p->lock, 1000u);
+    } else if (!p->stopped) {
+        p->pumping = 1;
+        rc = opc__run_once(p, most_ms);
+        p->pumping = 0;
+    }
+    opc__node_unlock(p);
+    return rc;
+}
+
+/* ---- a blocking call over a link ---- */
+
+/* Waits for the link's socket, with its lock open. A peer without background thread is pumped
+   meanwhile, so that two of them can send to each other at the same time. */
+OPC__FN void opc__run_link_wait(opc__link *l, uint64_t left_us) {
+    opcomms_peer *p = l->peer;
+    opcomms_pollfd fd;
+    int32_t ms = left_us > 10000000u ? 10000 : (int32_t)((left_us + 999u) / 1000u);
+    int os = 0;
+    memset(&fd, 0, sizeof fd);
+    fd.handle = l->sock;
+    fd.events = OPCOMMS_POLL_IN;
+    if (l->connecting) {
+        fd.events = OPCOMMS_POLL_OUT;
+    } else if (opc__node_unsent(&l->conn)) {
+        fd.events = OPCOMMS_POLL_IN | OPCOMMS_POLL_OUT;
+    }
+    opc__mutex_unlock(&l->lock);
+    if (p->cfg.flags & OPCOMMS_NO_BACKGROUND) {
+        if (opc__run_pump(p, 0) == OPCOMMS_OK && ms > 1) ms = 1;
+    }
+    if (fd.handle != OPCOMMS_NO_HANDLE) {
+        (void)p->plat->wait(p->plat->user, &fd, 1, ms, &os); /* the pump sees what is wrong */
+    }
+    opc__mutex_lock(&l->lock);
+}
+
+/* Carries one call through: until it is done or its deadline has passed. */
+OPC__FN void opc__run_call(opc__link *l, opc__call *call) {
+    opcomms_peer *p = l->peer;
+    opc__call **end;
+    opc__mutex_lock(&l->lock);
+    end = &l->conn.calls;
+    while (*end != NULL) end = &(*end)->next;
+    *end = call;
+    while (!call->done) {
+        uint64_t now = opc__node_now(p);
+        if (l->kill != OPCOMMS_OK && !l->owned) {
+            opc__link_fail_all(l, l->kill, 0);
+            opc__link_close(l);
+            break;
+        }
+        if (now >= call->deadline_us) {
+            opc__link_give_up(l, call);
+            break;
+        }
+        if (l->owned) { /* another caller does the socket work for all of us */
+            opc__cond_wait(&l->changed, &l->lock, call->deadline_us - now);
+            continue;
+        }
+        l->owned = 1;
+        opc__link_pump(l);
+        if (!call->done && l->kill == OPCOMMS_OK) opc__run_link_wait(l, call->deadline_us - now);
+        l->owned = 0;
+    }
+    if (l->conn.state == OPC__CONN_DEAD && l->sock != OPCOMMS_NO_HANDLE && !l->owned) {
+        opc__link_died(l, l->conn.error, 0);
+    }
+    opc__cond_all(&l->changed); /* somebody else takes over */
+    opc__mutex_unlock(&l->lock);
+}
+
+/* >>pub-access ==== L4 ==== public functions of identifiers, allow list and routing table */
+
+OPCOMMS_API opcomms_err opcomms_identifier_parse(const char *text, opcomms_identifier *out) {
+    if (text == NULL || out == NULL) return OPCOMMS_E_INVAL;
+    return opc__id_parse(text, strlen(text), 0, out) ? OPCOMMS_OK : OPCOMMS_E_SYNTAX;
+}
+
+OPCOMMS_API opcomms_err opcomms_route_identifier_parse(const char *text, opcomms_identifier *out) {
+    if (text == NULL || out == NULL) return OPCOMMS_E_INVAL;
+    return opc__id_parse(text, strlen(text), 1, out) ? OPCOMMS_OK : OPCOMMS_E_SYNTAX;
+}
+
+OPCOMMS_API opcomms_err opcomms_identifier_format(const opcomms_identifier *id, char *out,
+                                                  size_t cap) {
+    opc__text t;
+    if (id == NULL || out == NULL || cap == 0 || id->id < OPCOMMS_ANY_ID || id->id > 255 ||
+        memchr(id->hash, 0, sizeof id->hash) == NULL) {
+        return OPCOMMS_E_INVAL;
+    }
+    opc__text_init(&t, out, cap);
+    opc__id_format(&t, id);
+    return t.cut ? OPCOMMS_E_BUFFER : OPCOMMS_OK;
+}
+
+OPCOMMS_API opcomms_err opcomms_allow_list_new(const opcomms_allocator *alloc,
+                                               opcomms_allow_list **out) {
+    opc__list *l = NULL;
+    opcomms_err rc;
+    if (out == NULL) return OPCOMMS_E_INVAL;
+    rc = opc__list_new(alloc, sizeof(opcomms_allow_list), &l);
+    if (rc == OPCOMMS_OK) *out = (opcomms_allow_list *)(void *)l;
+    return rc;
+}
+
+OPCOMMS_API void opcomms_allow_list_retain(opcomms_allow_list *list) {
+    if (list != NULL) opc__list_retain(&list->l);
+}
+
+OPCOMMS_API void opcomms_allow_list_release(opcomms_allow_list *list) {
+    if (list != NULL) opc__list_release(&list->l, sizeof *list);
+}
+
+OPCOMMS_API opcomms_err opcomms_allow_list_add(opcomms_allow_list *list, const char *hash,
+                                               const char *ip) {
+    uint8_t bin[32];
+    opc__rule key;
+    opcomms_err rc;
+    if (list == NULL || hash == NULL || !opc__str_hash_parse(hash, strlen(hash), bin)) {
+        return OPCOMMS_E_INVAL;
+    }
+    opc__rule_key(&key, hash, 64, NULL, 0);
+    if (ip != NULL) {
+        rc = opc__id_ip_parse(ip, strlen(ip), &key.ip);
+        if (rc != OPCOMMS_OK) return rc;
+    }
+    opc__allow_lock(list);
+    rc = opc__rules_add(&list->l.mem, &list->l.now, &key);
+    if (rc == OPCOMMS_OK) opc__list_changed(&list->l);
+    opc__allow_unlock(list);
+    return rc;
+}
+
+OPC__FN opcomms_err opc__pub_allow_file(opcomms_allow_list *list, const char *path,
+                                        const char *ip, int cert, opcomms_error *err) {
+    uint8_t bin[32];
+    char hash[65];
+    opcomms_err rc;
+    if (list == NULL || path == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    if (opc__plat_default() == NULL) return opc__err_set(err, OPCOMMS_E_UNSUPPORTED, 0, NULL);
+    rc = cert ? opc__cert_file_hash(opc__plat_default(), path, bin, err)
+              : opc__key_file_hash(opc__plat_default(), path, bin, err);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__str_hash_write(bin, hash);
+    rc = opcomms_allow_list_add(list, hash, ip);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, path);
+}
+
+OPCOMMS_API opcomms_err opcomms_allow_list_add_key_file(opcomms_allow_list *list, const char *path,
+                                                        const char *ip, opcomms_error *err) {
+    return opc__pub_allow_file(list, path, ip, 0, err);
+}
+
+OPCOMMS_API opcomms_err opcomms_allow_list_add_cert_file(opcomms_allow_list *list,
+                                                         const char *path, const char *ip,
+                                                         opcomms_error *err) {
+    return opc__pub_allow_file(list, path, ip, 1, err);
+}
+
+OPCOMMS_API opcomms_err opcomms_allow_list_remove(opcomms_allow_list *list, const char *hash) {
+    opc__rule key;
+    uint32_t at = 0;
+    opcomms_err rc = OPCOMMS_E_NOT_FOUND;
+    if (list == NULL || hash == NULL) return OPCOMMS_E_INVAL;
+    opc__rule_key(&key, hash, strlen(hash), NULL, 0);
+    opc__allow_lock(list);
+    if (opc__rules_find(&list->l.now, &key, &at)) {
+        opc__rules_drop(&list->l.mem, &list->l.now, at);
+        opc__list_changed(&list->l);
+        rc = OPCOMMS_OK;
+    }
+    opc__allow_unlock(list);
+    return rc;
+}
+
+OPCOMMS_API opcomms_err opcomms_allow_list_clear(opcomms_allow_list *list) {
+    if (list == NULL) return OPCOMMS_E_INVAL;
+    opc__allow_lock(list);
+    opc__rules_free(&list->l.mem, &list->l.now);
+    opc__list_changed(&list->l);
+    opc__allow_unlock(list);
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__pub_list_all(opc__list *l, int on) {
+    opc__mutex_lock(&l->lock);
+    l->now.all = on != 0;
+    opc__list_changed(l);
+    opc__mutex_unlock(&l->lock);
+    return OPCOMMS_OK;
+}
+
+OPC__FN size_t opc__pub_list_count(opc__list *l) {
+    size_t n;
+    opc__mutex_lock(&l->lock);
+    n = l->now.count;
+    opc__mutex_unlock(&l->lock);
+    return n;
+}
+
+OPCOMMS_API opcomms_err opcomms_allow_list_allow_all(opcomms_allow_list *list, int on) {
+    return list == NULL ? OPCOMMS_E_INVAL : opc__pub_list_all(&list->l, on);
+}
+
+OPCOMMS_API int opcomms_allow_list_is_allowed(opcomms_allow_list *list, const char *hash,
+                                              const char *ip) {
+    opcomms_address from;
+    int ok;
+    if (list == NULL || hash == NULL) return 0;
+    memset(&from, 0, sizeof from);
+    if (ip != NULL && opc__id_ip_parse(ip, strlen(ip), &from) != OPCOMMS_OK) return 0;
+    opc__allow_lock(list);
+    ok = opc__allow_text_locked(list, hash, strlen(hash), ip != NULL ? &from : NULL);
+    opc__allow_unlock(list);
+    return ok;
+}
+
+OPCOMMS_API size_t opcomms_allow_list_count(opcomms_allow_list *list) {
+    return list == NULL ? 0 : opc__pub_list_count(&list->l);
+}
+
+OPCOMMS_API opcomms_err opcomms_allow_list_load(opcomms_allow_list *list, const char *path,
+                                                opcomms_error *err) {
+    if (list == NULL || path == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    return opc__list_load(&list->l, opc__allow_event, path, err);
+}
+
+OPCOMMS_API opcomms_err opcomms_allow_list_load_text(opcomms_allow_list *list, const char *text,
+                                                     size_t len, opcomms_error *err) {
+    if (list == NULL || text == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    return opc__list_load_text(&list->l, opc__allow_event, text, len, err);
+}
+
+OPCOMMS_API opcomms_err opcomms_allow_list_reload(opcomms_allow_list *list, opcomms_error *err) {
+    if (list == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    return opc__list_reload(&list->l, opc__allow_event, err);
+}
+
+OPCOMMS_API opcomms_err opcomms_allow_list_save(opcomms_allow_list *list, const char *path,
+                                                opcomms_error *err) {
+    if (list == NULL || path == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    return opc__list_save(&list->l, path, err);
+}
+
+OPCOMMS_API opcomms_err opcomms_routing_table_new(const opcomms_allocator *alloc,
+                                                  opcomms_routing_table **out) {
+    opc__list *l = NULL;
+    opcomms_err rc;
+    if (out == NULL) return OPCOMMS_E_INVAL;
+    rc = opc__list_new(alloc, sizeof(opcomms_routing_table), &l);
+    if (rc == OPCOMMS_OK) *out = (opcomms_routing_table *)(void *)l;
+    return rc;
+}
+
+OPCOMMS_API void opcomms_routing_table_retain(opcomms_routing_table *table) {
+    if (table != NULL) opc__list_retain(&table->l);
+}
+
+OPCOMMS_API void opcomms_routing_table_release(opcomms_routing_table *table) {
+    if (table != NULL) opc__list_release(&table->l, sizeof *table);
+}
+
+/* The normal form of a rule's text, or 0. */
+OPC__FN int opc__pub_route_norm(const char *text, char out[160]) {
+    opcomms_identifier id;
+    opc__text t;
+    if (text == NULL || !opc__id_parse(text, strlen(text), 1, &id)) return 0;
+    opc__text_init(&t, out, 160);
+    opc__id_format(&t, &id);
+    return 1;
+}
+
+OPCOMMS_API opcomms_err opcomms_routing_table_add(opcomms_routing_table *table, const char *from,
+                                                  const char *to) {
+    char a[160], b[160];
+    opc__rule key;
+    opcomms_err rc;
+    if (table == NULL || from == NULL || to == NULL) return OPCOMMS_E_INVAL;
+    if (!opc__pub_route_norm(from, a) || !opc__pub_route_norm(to, b)) return OPCOMMS_E_SYNTAX;
+    opc__rule_key(&key, a, strlen(a), b, strlen(b));
+    opc__mutex_lock(&table->l.lock);
+    rc = opc__rules_add(&table->l.mem, &table->l.now, &key);
+    if (rc == OPCOMMS_OK) opc__list_changed(&table->l);
+    opc__mutex_unlock(&table->l.lock);
+    return rc;
+}
+
+/* Removes rules by source, by destination, or by both. */
+OPC__FN opcomms_err opc__pub_route_remove(opcomms_routing_table *table, const char *from,
+                                          const char *to) {
+    char a[160], b[160];
+    uint32_t i;
+    opcomms_err rc = OPCOMMS_E_NOT_FOUND;
+    if ((from != NULL && !opc__pub_route_norm(from, a)) ||
+        (to != NULL && !opc__pub_route_norm(to, b))) {
+        return OPCOMMS_E_SYNTAX;
+    }
+    opc__mutex_lock(&table->l.lock);
+    for (i = table->l.now.count; i > 0; i--) {
+        const opc__rule *r = &table->l.now.rule[i - 1];
+        if (from != NULL && opc__rule_bytes(r->a, r->a_len, a, (uint32_t)strlen(a)) != 0) continue;
+        if (to != NULL && (r->b == NULL ||
+                           opc__rule_bytes(r->b, r->b_len, b, (uint32_t)strlen(b)) != 0)) {
+            continue;
+        }
+        opc__rules_drop(&table->l.mem, &table->l.now, i - 1);
+        rc = OPCOMMS_OK;
+    }
+    if (rc == OPCOMMS_OK) opc__list_changed(&table->l);
+    opc__mutex_unlock(&table->l.lock);
+    return rc;
+}
+
+OPCOMMS_API opcomms_err opcomms_routing_table_remove(opcomms_routing_table *table,
+                                                     const char *from, const char *to) {
+    if (table == NULL || from == NULL || to == NULL) return OPCOMMS_E_INVAL;
+    return opc__pub_route_remove(table, from, to);
+}
+
+OPCOMMS_API opcomms_err opcomms_routing_table_remove_all_from(opcomms_routing_table *table,
+                                                              const char *from) {
+    if (table == NULL || from == NULL) return OPCOMMS_E_INVAL;
+    return opc__pub_route_remove(table, from, NULL);
+}
+
+OPCOMMS_API opcomms_err opcomms_routing_table_remove_all_to(opcomms_routing_table *table,
+                                                            const char *to) {
+    if (table == NULL || to == NULL) return OPCOMMS_E_INVAL;
+    return opc__pub_route_remove(table, NULL, to);
+}
+
+OPCOMMS_API opcomms_err opcomms_routing_table_allow_all(opcomms_routing_table *table, int on) {
+    return table == NULL ? OPCOMMS_E_INVAL : opc__pub_list_all(&table->l, on);
+}
+
+OPCOMMS_API int opcomms_routing_table_can_route(opcomms_routing_table *table,
+                                                const opcomms_identifier *from,
+                                                const opcomms_identifier *to) {
+    if (table == NULL || from == NULL || to == NULL || from->id < 0 || from->id > 255 ||
+        to->id < 0 || to->id > 255 || memchr(from->hash, 0, sizeof from->hash) == NULL ||
+        memchr(to->hash, 0, sizeof to->hash) == NULL) {
+        return 0;
+    }
+    return opc__route_can(table, (const uint8_t *)from->hash, strlen(from->hash),
+                          (uint8_t)from->id, (const uint8_t *)to->hash, strlen(to->hash),
+                          (uint8_t)to->id);
+}
+
+OPCOMMS_API size_t opcomms_routing_table_count(opcomms_routing_table *table) {
+    return table == NULL ? 0 : opc__pub_list_count(&table->l);
+}
+
+OPCOMMS_API opcomms_err opcomms_routing_table_load(opcomms_routing_table *table, const char *path,
+                                                   opcomms_error *err) {
+    if (table == NULL || path == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    return opc__list_load(&table->l, opc__route_event, path, err);
+}
+
+OPCOMMS_API opcomms_err opcomms_routing_table_load_text(opcomms_routing_table *table,
+                                                        const char *text, size_t len,
+                                                        opcomms_error *err) {
+    if (table == NULL || text == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    return opc__list_load_text(&table->l, opc__route_event, text, len, err);
+}
+
+OPCOMMS_API opcomms_err opcomms_routing_table_reload(opcomms_routing_table *table,
+                                                     opcomms_error *err) {
+    if (table == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    return opc__list_reload(&table->l, opc__route_event, err);
+}
+
+OPCOMMS_API opcomms_err opcomms_routing_table_save(opcomms_routing_table *table, const char *path,
+                                                   opcomms_error *err) {
+    if (table == NULL || path == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    return opc__list_save(&table->l, path, err);
+}
+
+/* >>pub-key ==== L4 ==== public functions of keys and certificates */
+
+OPCOMMS_API opcomms_err opcomms_get_pubk_hash_from_privk(const char *key_file, char hash[65],
+                                                         opcomms_error *err) {
+    uint8_t bin[32];
+    opcomms_err rc;
+    if (key_file == NULL || hash == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    if (opc__plat_default() == NULL) return opc__err_set(err, OPCOMMS_E_UNSUPPORTED, 0, NULL);
+    rc = opc__key_file_hash(opc__plat_default(), key_file, bin, err);
+    if (rc == OPCOMMS_OK) opc__str_hash_write(bin, hash);
+    return rc;
+}
+
+OPCOMMS_API opcomms_err opcomms_pubk_hash_from_pem(const char *pem, size_t len, char hash[65],
+                                                   opcomms_error *err) {
+    uint8_t bin[32];
+    opc__key k;
+    opcomms_err rc;
+    if (pem == NULL || hash == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    rc = opc__key_from_pem(&k, pem, len, err);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__key_hash(&k, bin);
+    opc__key_wipe(&k);
+    opc__str_hash_write(bin, hash);
+    return OPCOMMS_OK;
+}
+
+OPCOMMS_API opcomms_err opcomms_pubk_hash_from_cert_file(const char *path, char hash[65],
+                                                         opcomms_error *err) {
+    uint8_t bin[32];
+    opcomms_err rc;
+    if (path == NULL || hash == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    if (opc__plat_default() == NULL) return opc__err_set(err, OPCOMMS_E_UNSUPPORTED, 0, NULL);
+    rc = opc__cert_file_hash(opc__plat_default(), path, bin, err);
+    if (rc == OPCOMMS_OK) opc__str_hash_write(bin, hash);
+    return rc;
+}
+
+OPCOMMS_API opcomms_err opcomms_generate_key_pem(opcomms_key_type type, char *out, size_t cap,
+                                                 size_t *len, opcomms_error *err) {
+    unsigned bits;
+    if (out == NULL || cap == 0 || len == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    if (opc__plat_default() == NULL) return opc__err_set(err, OPCOMMS_E_UNSUPPORTED, 0, NULL);
+    switch (type) {
+    case OPCOMMS_KEY_P256: bits = 0; break;
+    case OPCOMMS_KEY_RSA_2048: bits = 2048; break;
+    case OPCOMMS_KEY_RSA_3072: bits = 3072; break;
+    case OPCOMMS_KEY_RSA_4096: bits = 4096; break;
+    default: return opc__err_set(err, OPCOMMS_E_KEY_TYPE, 0, NULL);
+    }
+    return opc__key_generate(opc__plat_default(), bits, out, cap, len, err);
+}
+
+OPCOMMS_API opcomms_err opcomms_generate_key_file(const char *path, opcomms_key_type type,
+                                                  opcomms_error *err) {
+    char pem[4096];
+    size_t len = 0;
+    opcomms_err rc;
+    if (path == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    rc = opcomms_generate_key_pem(type, pem, sizeof pem, &len, err);
+    if (rc == OPCOMMS_OK) rc = opc__plat_write_file_new(opc__plat_default(), path, pem, len, err);
+    opc__mem_wipe(pem, sizeof pem);
+    return rc;
+}
+
+OPC__FN opcomms_err opc__pub_cert(const char *key_file, const char *ca_key_file, int is_ca,
+                                  char *out, size_t cap, size_t *len, opcomms_error *err) {
+    uint8_t der[OPC__CERT_MAX];
+    size_t der_len = 0;
+    opc__key ca, key;
+    opc__mem mem;
+    opc__text t;
+    opcomms_err rc = OPCOMMS_OK;
+    if (out == NULL || cap == 0 || len == NULL || (!is_ca && key_file == NULL)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    }
+    if (opc__plat_default() == NULL) return opc__err_set(err, OPCOMMS_E_UNSUPPORTED, 0, NULL);
+    opc__key_default_mem(&mem);
+    if (ca_key_file == NULL) {
+        opc__key_builtin_ca(&ca);
+    } else {
+        rc = opc__key_load_file(opc__plat_default(), &mem, ca_key_file, &ca, err);
+    }
+    if (rc != OPCOMMS_OK) return rc;
+    if (is_ca) {
+        rc = opc__cert_ca(&ca, der, sizeof der, &der_len, err);
+    } else {
+        rc = opc__key_load_file(opc__plat_default(), &mem, key_file, &key, err);
+        if (rc == OPCOMMS_OK) rc = opc__cert_leaf(&key, &ca, der, sizeof der, &der_len, err);
+        opc__key_wipe(&key);
+    }
+    opc__key_wipe(&ca);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__text_init(&t, out, cap);
+    opc__pem_encode(&t, "CERTIFICATE", der, der_len);
+    if (t.cut) return opc__err_set(err, OPCOMMS_E_BUFFER, 0, NULL);
+    *len = t.len;
+    return OPCOMMS_OK;
+}
+
+OPCOMMS_API opcomms_err opcomms_make_cert(const char *key_file, const char *ca_key_file, char *out,
+                                          size_t cap, size_t *len, opcomms_error *err) {
+    return opc__pub_cert(key_file, ca_key_file, 0, out, cap, len, err);
+}
+
+OPCOMMS_API opcomms_err opcomms_make_ca_cert(const char *ca_key_file, char *out, size_t cap,
+                                             size_t *len, opcomms_error *err) {
+    return opc__pub_cert(NULL, ca_key_file, 1, out, cap, len, err);
+}
+
+/* >>pub ==== L4 ==== public functions of the peer: check, lock, call, translate */
+
+OPCOMMS_API const char *opcomms_version(void) { return OPCOMMS_VERSION_STRING; }
+
+OPCOMMS_API const char *opcomms_err_text(opcomms_err code) { return opc__err_text(code); }
+
+OPCOMMS_API int opcomms_err_severity(opcomms_err code) {
+    switch (code) {
+#define OPCOMMS__X(name, value, severity, text) \
+    case name: return severity;
+        OPCOMMS_ERRORS(OPCOMMS__X)
+#undef OPCOMMS__X
+    case OPCOMMS_E_LAST_: break;
+    }
+    return 3;
+}
+
+OPCOMMS_API void opcomms_config_init(opcomms_config *cfg) {
+    if (cfg == NULL) return;
+    memset(cfg, 0, sizeof *cfg);
+    cfg->size = (uint32_t)sizeof *cfg;
+}
+
+OPC__FN void opc__pub_default(uint32_t *field, uint32_t value) {
+    if (*field == 0) *field = value;
+}
+
+/* Copies the caller's config, which may be of an older and shorter version, and fills in. */
+OPC__FN opcomms_err opc__pub_config(const opcomms_config *cfg, opcomms_config *out,
+                                    opcomms_error *err) {
+    if (cfg == NULL || cfg->size < offsetof(opcomms_config, log_bytes_max) ||
+        cfg->size > 4096u) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "cfg.size: use opcomms_config_init");
+    }
+    memset(out, 0, sizeof *out);
+    memcpy(out, cfg, cfg->size < sizeof *out ? cfg->size : sizeof *out);
+    if (out->flags & ~(OPCOMMS_NO_BACKGROUND | OPCOMMS_MEMORY_STORE | OPCOMMS_NO_LISTEN)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "cfg.flags");
+    }
+    if (out->allow == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, "cfg.allow is required");
+    if (out->routes == NULL) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "cfg.routes is required");
+    }
+    if ((out->key_file != NULL) == (out->key_pem != NULL)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "give cfg.key_file or cfg.key_pem");
+    }
+    if ((int)out->durability < 0 || out->durability > OPCOMMS_DURABLE_NEVER) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "cfg.durability");
+    }
+    opc__pub_default(&out->sync_interval_ms, 1000);
+    opc__pub_default(&out->connections_max, 64);
+    opc__pub_default(&out->connections_per_address, 16);
+    opc__pub_default(&out->handshakes_max, 16);
+    opc__pub_default(&out->handshakes_per_second, 100);
+    opc__pub_default(&out->handshake_timeout_ms, 10000);
+    opc__pub_default(&out->idle_timeout_ms, 300000);
+    opc__pub_default(&out->send_timeout_ms, 10000);
+    opc__pub_default(&out->messages_max, 100000);
+    opc__pub_default(&out->queue_depth_max, 10000);
+    opc__pub_default(&out->frame_bytes_max, OPCOMMS_MAX_FRAME);
+    if (out->log_bytes_max == 0) out->log_bytes_max = (uint64_t)1 << 30;
+    if (out->memory_bytes_max == 0) out->memory_bytes_max = (uint64_t)64 << 20;
+    if (out->connections_max > 1024u || out->frame_bytes_max > OPCOMMS_MAX_FRAME ||
+        out->messages_max > 0x1000000u || out->mailboxes_max > 0x80000u ||
+        out->frame_bytes_max < 1024u || out->sync_interval_ms > 3600000u) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "a limit in cfg is out of range");
+    }
+    return OPCOMMS_OK;
+}
+
+/* Messages found in the store at open. */
+OPC__FN opcomms_err opc__pub_found(void *user, uint64_t uid, uint64_t ref,
+                                   const opc__msg_meta *meta) {
+    opcomms_peer *p = (opcomms_peer *)user;
+    uint32_t box = 0;
+    opcomms_err rc = opc__mailbox_open(&p->mailbox, meta->dest, meta->dest_len, meta->dest_id, &box);
+    if (rc == OPCOMMS_OK) rc = opc__mailbox_reserve(&p->mailbox, box, meta->from);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__mailbox_add(&p->mailbox, box, meta->from, uid, ref, 0, meta->bytes);
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__pub_open_store(opcomms_peer *p, opcomms_error *err) {
+    const opcomms_config *cfg = &p->cfg;
+    char path[OPC__PATH_MAX];
+    opc__log_options o;
+    opc__text t;
+    opcomms_err rc;
+    uint32_t puts = 2 * cfg->connections_max + 2;
+    if (cfg->flags & OPCOMMS_MEMORY_STORE) {
+        rc = opc__ram_open(&p->mem, puts, cfg->log_bytes_max, &p->store);
+        return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, "memory store");
+    }
+    opc__text_init(&t, path, sizeof path);
+    if (cfg->log_path != NULL) {
+        opc__text_str(&t, cfg->log_path);
+    } else {
+        opc__text_str(&t, "opcomms-");
+        opc__text_bytes(&t, p->hash_text, 16);
+        opc__text_str(&t, ".log");
+    }
+    if (t.cut) return opc__err_set(err, OPCOMMS_E_INVAL, 0, "cfg.log_path is too long");
+    memset(&o, 0, sizeof o);
+    o.plat = p->plat;
+    o.mem = &p->mem;
+    o.path = path;
+    memcpy(o.key_hash, p->hash, 32);
+    o.durability = (int)cfg->durability;
+    o.puts_max = puts;
+    o.log_bytes_max = cfg->log_bytes_max;
+    /* What was accepted once is kept, whatever the limits say now. */
+    p->mailbox.entries_max = 0x7fffffffu;
+    p->mailbox.depth_max = 0x7fffffffu;
+    p->mailbox.foreign_max = 0x7fffffffu;
+    rc = opc__log_open(&o, opc__pub_found, p, &p->store, err);
+    p->mailbox.entries_max = cfg->messages_max;
+    p->mailbox.depth_max = cfg->queue_depth_max;
+    p->mailbox.foreign_max = cfg->mailboxes_max;
+    return rc;
+}
+
+OPC__FN opcomms_err opc__pub_open_keys(opcomms_peer *p, opcomms_error *err) {
+    const opcomms_config *cfg = &p->cfg;
+    opc__key ca;
+    opcomms_err rc;
+    if (cfg->key_file != NULL) {
+        rc = opc__key_load_file(p->plat, &p->mem, cfg->key_file, &p->key, err);
+    } else {
+        rc = opc__key_from_pem(&p->key, cfg->key_pem, cfg->key_pem_bytes, err);
+    }
+    if (rc != OPCOMMS_OK) return rc;
+    opc__key_hash(&p->key, p->hash);
+    opc__str_hash_write(p->hash, p->hash_text);
+    if (cfg->ca_key_file != NULL) {
+        rc = opc__key_load_file(p->plat, &p->mem, cfg->ca_key_file, &ca, err);
+        if (rc != OPCOMMS_OK) return rc;
+    } else {
+        opc__key_builtin_ca(&ca);
+    }
+    rc = opc__tls_ctx_init(&p->tls, &p->key, &ca, cfg->ca_key_file != NULL, err);
+    opc__key_wipe(&ca);
+    return rc;
+}
+
+OPC__FN opcomms_err opc__pub_listen(opcomms_peer *p, opcomms_error *err) {
+    const char *text = p->cfg.address != NULL ? p->cfg.address : "0.0.0.0:0";
+    opcomms_address address;
+    opcomms_err rc;
+    int os = 0;
+    memset(&address, 0, sizeof address);
+    if (p->cfg.flags & OPCOMMS_NO_LISTEN) return OPCOMMS_OK;
+    rc = opc__id_address_parse(text, strlen(text), &address);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, OPCOMMS_E_ADDRESS, 0, text);
+    rc = p->plat->tcp_listen(p->plat->user, &address, &p->listener, &p->bound, &os);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, os, text);
+}
+
+OPC__FN opcomms_err opc__pub_tables(opcomms_peer *p, opcomms_error *err) {
+    uint32_t n = p->cfg.connections_max;
+    int os = 0;
+    opcomms_err rc;
+    p->slots = (opc__slot **)opc__mem_array(&p->mem, n, sizeof *p->slots);
+    p->links = (opc__link **)opc__mem_array(&p->mem, n, sizeof *p->links);
+    p->fds = (opcomms_pollfd *)opc__mem_array(&p->mem, n + 2u, sizeof *p->fds);
+    p->fds_slot = (opc__slot **)opc__mem_array(&p->mem, n + 2u, sizeof *p->fds_slot);
+    if (p->slots == NULL || p->links == NULL || p->fds == NULL || p->fds_slot == NULL) {
+        return opc__err_set(err, OPCOMMS_E_NOMEM, 0, NULL);
+    }
+    rc = p->plat->wake_open(p->plat->user, p->wake, &os);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, os, "wake handle");
+    p->wake_ready = 1;
+    return OPCOMMS_OK;
+}
+
+/* Releases everything but the memory of p. Works on a half-opened peer. */
+OPC__FN opcomms_err opc__pub_close(opcomms_peer *p) {
+    opcomms_err rc = OPCOMMS_OK;
+    while (p->slots_count > 0) opc__node_slot_close(p, p->slots_count - 1);
+    while (p->links_count > 0) opc__link_free(p, p->links_count - 1);
+    if (p->listener != OPCOMMS_NO_HANDLE) p->plat->sock_close(p->plat->user, p->listener);
+    p->listener = OPCOMMS_NO_HANDLE;
+    if (p->allow_watched) opc__allow_unwatch(p->allow, opc__node_wake, p);
+    p->allow_watched = 0;
+    if (p->store != NULL) {
+        p->stats.log_bytes = p->store->c->bytes(p->store);
+        rc = p->store->c->close(p->store);
+    }
+    p->store = NULL;
+    return p->failed != OPCOMMS_OK ? p->failed : rc;
+}
+
+OPC__FN void opc__pub_destroy(opcomms_peer *p) {
+    opc__mem mem;
+    uint32_t n = p->cfg.connections_max;
+    (void)opc__pub_close(p); /* reported by opcomms_stop; free has no way to */
+    opc__mailbox_free(&p->mailbox);
+    if (p->wake_ready) p->plat->wake_close(p->plat->user, p->wake);
+    opc__mem_free(&p->mem, p->slots, (size_t)n * sizeof *p->slots);
+    opc__mem_free(&p->mem, p->links, (size_t)n * sizeof *p->links);
+    opc__mem_free(&p->mem, p->fds, ((size_t)n + 2u) * sizeof *p->fds);
+    opc__mem_free(&p->mem, p->fds_slot, ((size_t)n + 2u) * sizeof *p->fds_slot);
+    opc__key_wipe(&p->key);
+    opcomms_allow_list_release(p->allow);
+    opcomms_routing_table_release(p->routes);
+#if !defined(OPCOMMS_NO_THREADS)
+    opc__cond_destroy(&p->flush_start);
+#endif
+    opc__cond_destroy(&p->changed);
+    opc__mutex_destroy(&p->lock);
+    mem = p->mem;
+    opc__mem_free_wiped(&mem, p, sizeof *p);
+}
+
+OPC__FN int opc__pub_locks(opcomms_peer *p) {
+    if (!opc__mutex_init(&p->lock)) return 0;
+    if (!opc__cond_init(&p->changed)) {
+        opc__mutex_destroy(&p->lock);
+        return 0;
+    }
+#if !defined(OPCOMMS_NO_THREADS)
+    if (!opc__cond_init(&p->flush_start)) {
+        opc__cond_destroy(&p->changed);
+        opc__mutex_destroy(&p->lock);
+        return 0;
+    }
+#endif
+    return 1;
+}
+
+/* The rest of new, once the peer's memory and locks stand. */
+OPC__FN opcomms_err opc__pub_open(opcomms_peer *p, opcomms_error *err) {
+    opcomms_err rc = opc__pub_open_keys(p, err);
+    if (rc != OPCOMMS_OK) return rc;
+    rc = opc__pub_tables(p, err);
+    if (rc != OPCOMMS_OK) return rc;
+    rc = opc__pub_listen(p, err); /* first: a port in use must not touch the log */
+    if (rc != OPCOMMS_OK) return rc;
+    opc__mailbox_init(&p->mailbox, &p->mem, p->hash, p->cfg.messages_max, p->cfg.queue_depth_max,
+                      p->cfg.mailboxes_max);
+    rc = opc__pub_open_store(p, err);
+    if (rc != OPCOMMS_OK) return rc;
+    rc = opc__mailbox_open(&p->mailbox, (const uint8_t *)p->hash_text, 64, 0, &p->own_box);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, NULL);
+    opc__node_visible(p);
+    rc = opc__allow_watch(p->allow, opc__node_wake, p);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, "allow list");
+    p->allow_watched = 1;
+    p->allow_seen = opc__allow_generation(p->allow);
+    p->flushed_us = opc__node_now(p);
+    opc__limit_init(&p->limit, p->flushed_us, p->cfg.handshakes_per_second);
+    rc = opc__run_start(p);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, "background thread");
+    return OPCOMMS_OK;
+}
+
+OPCOMMS_API opcomms_err opcomms_new(const opcomms_config *cfg, opcomms_peer **out,
+                                    opcomms_error *err) {
+    opcomms_config full;
+    opc__mem mem;
+    opcomms_peer *p;
+    opcomms_err rc;
+    if (out == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, "out");
+    rc = opc__pub_config(cfg, &full, err);
+    if (rc != OPCOMMS_OK) return rc;
+    memset(&mem, 0, sizeof mem);
+    mem.alloc = opc__plat_malloc;
+    mem.release = opc__plat_free;
+    if (full.allocator != NULL) {
+        if (full.allocator->alloc == NULL || full.allocator->release == NULL) {
+            return opc__err_set(err, OPCOMMS_E_INVAL, 0, "cfg.allocator");
+        }
+        mem.alloc = full.allocator->alloc;
+        mem.release = full.allocator->release;
+        mem.user = full.allocator->user;
+    }
+    mem.limit = full.memory_bytes_max > SIZE_MAX ? SIZE_MAX : (size_t)full.memory_bytes_max;
+    p = (opcomms_peer *)opc__mem_alloc(&mem, sizeof *p);
+    if (p == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, NULL);
+    p->mem = mem;
+    p->cfg = full;
+    p->plat = full.platform != NULL ? full.platform : opc__plat_default();
+    p->listener = OPCOMMS_NO_HANDLE;
+    if (p->plat == NULL || p->plat->size < sizeof(opcomms_platform) || !opc__pub_locks(p)) {
+        opc__mem_free(&mem, p, sizeof *p);
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "cfg.platform");
+    }
+    opcomms_allow_list_retain(full.allow);
+    opcomms_routing_table_retain(full.routes);
+    p->allow = full.allow;
+    p->routes = full.routes;
+    rc = opc__pub_open(p, err);
+    if (rc != OPCOMMS_OK) {
+        p->stopping = 1;
+        opc__run_end(p);
+        opc__pub_destroy(p);
+        return rc;
+    }
+    p->cfg.address = p->cfg.key_file = p->cfg.key_pem = p->cfg.ca_key_file = p->cfg.log_path = NULL;
+    p->cfg.allocator = NULL;
+    *out = p;
+    return OPCOMMS_OK;
+}
+
+/* ---- sending ---- */
+
+/* Prepares a call and its link; on success the caller is counted into *link. */
+OPC__FN opcomms_err opc__pub_enter(opcomms_peer *p, const char *hash, const char *address,
+                                   opc__call *call, opc__link **link, opcomms_error *err) {
+    uint8_t want[32];
+    opcomms_address to;
+    opcomms_err rc;
+    if (hash == NULL || !opc__str_hash_parse(hash, strlen(hash), want)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the hash is 64 lower-case hex digits");
+    }
+    memset(&to, 0, sizeof to);
+    if (address == NULL ||
+        opc__id_address_parse(address, strlen(address), &to) != OPCOMMS_OK || to.port == 0) {
+        return opc__err_set(err, OPCOMMS_E_ADDRESS, 0, address);
+    }
+    if (!opc__allow_check(p->allow, want, &to)) {
+        return opc__err_set(err, OPCOMMS_E_NOT_ALLOWED, 0, "our own allow list");
+    }
+    rc = p->plat->random(p->plat->user, &call->span_id, sizeof call->span_id);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, OPCOMMS_E_RANDOM, 0, NULL);
+    memcpy(call->dest, hash, 65);
+    opc__mutex_lock(&p->lock);
+    if (opc__node_inside(p)) {
+        rc = OPCOMMS_E_BUSY;
+    } else if (p->stopping) {
+        rc = OPCOMMS_E_CLOSED;
+    } else {
+        rc = opc__link_get(p, want, &to, link);
+    }
+    opc__node_unlock(p);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
+}
+
+OPC__FN void opc__pub_leave(opcomms_peer *p, opc__link *l, int sent) {
+    uint32_t i;
+    opc__mutex_lock(&p->lock);
+    OPCOMMS_ASSERT(l->refs > 0);
+    l->refs--;
+    l->used_us = opc__node_now(p);
+    if (sent) p->stats.messages_out++;
+    if (l->refs == 0 && l->kill != OPCOMMS_OK) {
+        for (i = 0; i < p->links_count; i++) {
+            if (p->links[i] == l) {
+                opc__link_free(p, i);
+                break;
+            }
+        }
+    }
+    if (p->stopping) opc__cond_all(&p->changed);
+    opc__node_unlock(p);
+}
+
+OPC__FN opcomms_err opc__pub_call(opcomms_peer *p, const char *hash, const char *address,
+                                  opc__call *call, uint32_t timeout_ms, opcomms_error *err) {
+    opc__link *l = NULL;
+    opcomms_err rc;
+    if (timeout_ms == 0) timeout_ms = p->cfg.send_timeout_ms;
+    call->deadline_us = opc__node_now(p) + (uint64_t)timeout_ms * 1000u;
+    rc = opc__pub_enter(p, hash, address, call, &l, err);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__run_call(l, call);
+    OPCOMMS_ASSERT(call->done);
+    rc = call->result;
+    opc__pub_leave(p, l, rc == OPCOMMS_OK && call->kind == OPC__REQ_SEND);
+    if (rc != OPCOMMS_OK && err != NULL) *err = call->detail;
+    return rc;
+}
+
+OPCOMMS_API opcomms_err opcomms_send(opcomms_peer *peer, const char *hash, const char *address,
+                                     const void *data, size_t len, uint32_t timeout_ms,
+                                     opcomms_error *err) {
+    static const uint8_t nothing[1] = {0};
+    opc__call call;
+    if (peer == NULL || (data == NULL && len > 0)) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    memset(&call, 0, sizeof call);
+    call.kind = OPC__REQ_SEND;
+    call.data = data != NULL ? (const uint8_t *)data : nothing;
+    call.len = len;
+    /* Everything around the payload is less than 512 bytes (PROTOCOL: longest numbers). */
+    if (len > peer->cfg.frame_bytes_max / 2u) {
+        return opc__err_set(err, OPCOMMS_E_LIMIT, 0, "the message does not fit a frame");
+    }
+    call.wire_bytes = opc__render_total(
+        OPC__RENDER_BYTES, opc__render_size(OPC__RENDER_BYTES, call.data, len), len);
+    if (call.wire_bytes > peer->cfg.frame_bytes_max - 512u) {
+        return opc__err_set(err, OPCOMMS_E_LIMIT, 0, "the message does not fit a frame");
+    }
+    return opc__pub_call(peer, hash, address, &call, timeout_ms, err);
+}
+
+OPCOMMS_API opcomms_err opcomms_ping(opcomms_peer *peer, const char *hash, const char *address,
+                                     uint32_t timeout_ms, opcomms_error *err) {
+    opc__call call;
+    if (peer == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    memset(&call, 0, sizeof call);
+    call.kind = OPC__REQ_PING;
+    return opc__pub_call(peer, hash, address, &call, timeout_ms, err);
+}
+
+/* ---- receiving ---- */
+
+/* Waits until a message can be handed out; the lock is held before and after. The entry, or
+   OPC__MAILBOX_NONE with *rc set. */
+OPC__FN uint32_t opc__pub_await(opcomms_peer *p, uint32_t timeout_ms, opcomms_err *rc) {
+    uint64_t start = opc__node_now(p);
+    for (;;) {
+        uint32_t i = OPC__MAILBOX_NONE;
+        uint64_t passed = opc__node_now(p) - start, left = UINT64_MAX;
+        *rc = OPCOMMS_E_CLOSED;
+        if (p->store == NULL || p->stopping) return i;
+        i = opc__mailbox_oldest(&p->mailbox, p->own_box, p->visible, 1);
+        *rc = i == OPC__MAILBOX_NONE ? OPCOMMS_E_EMPTY : OPCOMMS_OK;
+        if (i != OPC__MAILBOX_NONE || timeout_ms == 0) return i;
+        if (timeout_ms != OPCOMMS_FOREVER) {
+            uint64_t most = (uint64_t)timeout_ms * 1000u;
+            if (passed >= most) return i;
+            left = most - passed;
+        }
+        if (opc__node_inside(p)) {
+            *rc = OPCOMMS_E_BUSY;
+            return i;
+        }
+        if (p->cfg.flags & OPCOMMS_NO_BACKGROUND) {
+            int32_t ms = left > 1000000u ? 1000 : (int32_t)((left + 999u) / 1000u);
+            opc__node_unlock(p);
+            (void)opc__run_pump(p, ms);
+            opc__mutex_lock(&p->lock);
+        } else {
+            opc__cond_wait(&p->changed, &p->lock, left);
+        }
+    }
+}
+
+OPC__FN opcomms_err opc__pub_copy(opcomms_peer *p, uint32_t i, uint8_t *buf, size_t len) {
+    size_t at = 0;
+    while (at < len) {
+        size_t got = 0;
+        opcomms_err rc =
+            p->store->c->read(p->store, p->mailbox.entries[i].ref, at, buf + at, len - at, &got);
+        if (rc != OPCOMMS_OK) return rc;
+        if (got == 0) return OPCOMMS_E_LOG_DAMAGED;
+        at += got;
+    }
+    return OPCOMMS_OK;
+}
+
+/* Acknowledges and writes the acknowledgement, so that it survives the end of this process. When
+   both buffers of the store are full, waits for the flush under way. */
+OPC__FN opcomms_err opc__pub_consume(opcomms_peer *p, uint32_t i) {
+    uint64_t position = 0, uid = p->mailbox.entries[i].uid;
+    opcomms_err rc = opc__node_consume(p, i, &position);
+    while (rc == OPCOMMS_E_AGAIN) {
+        if (p->flushing) {
+            opc__cond_wait(&p->changed, &p->lock, 1000000u);
+        } else {
+            opc__node_flush_inline(p);
+            if (p->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
+        }
+        if (p->store == NULL) return OPCOMMS_E_CLOSED;
+        if (p->mailbox.entries[i].uid != uid) return OPCOMMS_OK; /* consumed meanwhile */
+        rc = opc__node_consume(p, i, &position);
+    }
+    if (rc == OPCOMMS_OK) rc = p->store->c->write(p->store);
+    if (rc != OPCOMMS_OK) opc__node_failed(p, rc);
+    return rc;
+}
+
+OPCOMMS_API opcomms_err opcomms_check_receive(opcomms_peer *peer, opcomms_identifier *from,
+                                              void *buf, size_t cap, size_t *len,
+                                              opcomms_error *err) {
+    opc__msg_meta meta;
+    uint8_t dest[OPC__DEST_MAX];
+    uint32_t i;
+    opcomms_err rc = OPCOMMS_OK;
+    if (peer == NULL || len == NULL || (buf == NULL && cap > 0)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    }
+    opc__mutex_lock(&peer->lock);
+    i = opc__pub_await(peer, 0, &rc);
+    if (i != OPC__MAILBOX_NONE) {
+        uint64_t bytes = peer->mailbox.entries[i].bytes;
+        rc = peer->store->c->meta(peer->store, peer->mailbox.entries[i].ref, &meta, dest);
+        if (rc == OPCOMMS_OK && bytes > cap) rc = OPCOMMS_E_BUFFER;
+        if (rc == OPCOMMS_OK) rc = opc__pub_copy(peer, i, (uint8_t *)buf, (size_t)bytes);
+        if (rc == OPCOMMS_OK) rc = opc__pub_consume(peer, i);
+        if (rc == OPCOMMS_OK || rc == OPCOMMS_E_BUFFER) *len = (size_t)bytes;
+        if (rc == OPCOMMS_OK && from != NULL) {
+            memset(from, 0, sizeof *from);
+            opc__str_hash_write(meta.from, from->hash);
+            from->id = meta.from_id;
+        }
+    }
+    opc__node_unlock(peer);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
+}
+
+OPCOMMS_API opcomms_err opcomms_wait(opcomms_peer *peer, uint32_t timeout_ms) {
+    opcomms_err rc = OPCOMMS_OK;
+    if (peer == NULL) return OPCOMMS_E_INVAL;
+    opc__mutex_lock(&peer->lock);
+    (void)opc__pub_await(peer, timeout_ms, &rc);
+    opc__node_unlock(peer);
+    return rc;
+}
+
+OPCOMMS_API opcomms_err opcomms_receive(opcomms_peer *peer, uint32_t timeout_ms,
+                                        opcomms_message **out, opcomms_error *err) {
+    opc__msg_meta meta;
+    uint8_t dest[OPC__DEST_MAX];
+    opcomms_message *m = NULL;
+    opcomms_err rc = OPCOMMS_OK;
+    uint32_t i, k;
+    if (peer == NULL || out == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    opc__mutex_lock(&peer->lock);
+    i = opc__pub_await(peer, timeout_ms, &rc);
+    if (i != OPC__MAILBOX_NONE) {
+        for (k = 0; k < OPC__NODE_MESSAGES && m == NULL; k++) {
+            if (!peer->messages[k].used) m = &peer->messages[k];
+        }
+        rc = m == NULL ? OPCOMMS_E_LIMIT
+                       : peer->store->c->meta(peer->store, peer->mailbox.entries[i].ref, &meta, dest);
+    }
+    if (i != OPC__MAILBOX_NONE && rc == OPCOMMS_OK) {
+        memset(m, 0, sizeof *m);
+        m->peer = peer;
+        m->entry = i;
+        m->used = 1;
+        m->uid = peer->mailbox.entries[i].uid;
+        m->ref = peer->mailbox.entries[i].ref;
+        m->bytes = peer->mailbox.entries[i].bytes;
+        m->flags = (meta.flags & OPC__MSG_TEXT) ? OPCOMMS_MESSAGE_TEXT : 0;
+        opc__str_hash_write(meta.from, m->from.hash);
+        m->from.id = meta.from_id;
+        peer->mailbox.entries[i].out = 1;
+        *out = m;
+    }
+    opc__node_unlock(peer);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
+}
+
+/* The handle's entry is still the message it was made for. */
+OPC__FN int opc__pub_message_lives(const opcomms_message *m) {
+    const opcomms_peer *p = m->peer;
+    return p->store != NULL && m->entry < p->mailbox.entries_cap &&
+           p->mailbox.entries[m->entry].uid == m->uid;
+}
+
+OPCOMMS_API opcomms_err opcomms_ack(opcomms_message *message, opcomms_error *err) {
+    opcomms_peer *p;
+    opcomms_err rc;
+    if (message == NULL || !message->used) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    p = message->peer;
+    opc__mutex_lock(&p->lock);
+    if (p->store == NULL) {
+        rc = OPCOMMS_E_CLOSED;
+    } else if (!opc__pub_message_lives(message)) {
+        rc = OPCOMMS_E_NOT_FOUND;
+    } else {
+        rc = opc__pub_consume(p, message->entry);
+    }
+    message->used = 0;
+    opc__node_unlock(p);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
+}
+
+OPCOMMS_API void opcomms_release(opcomms_message *message) {
+    opcomms_peer *p;
+    if (message == NULL || !message->used) return;
+    p = message->peer;
+    opc__mutex_lock(&p->lock);
+    if (opc__pub_message_lives(message)) p->mailbox.entries[message->entry].out = 0;
+    message->used = 0;
+    opc__cond_all(&p->changed);
+    opc__node_unlock(p);
+}
+
+OPCOMMS_API size_t opcomms_message_size(const opcomms_message *message) {
+    return message != NULL ? (size_t)message->bytes : 0;
+}
+
+OPCOMMS_API uint64_t opcomms_message_number(const opcomms_message *message) {
+    return message != NULL ? message->uid : 0;
+}
+
+OPCOMMS_API uint32_t opcomms_message_flags(const opcomms_message *message) {
+    return message != NULL ? message->flags : 0;
+}
+
+OPCOMMS_API void opcomms_message_from(const opcomms_message *message, opcomms_identifier *from) {
+    if (message != NULL && from != NULL) *from = message->from;
+}
+
+OPCOMMS_API opcomms_err opcomms_message_read(opcomms_message *message, uint64_t offset, void *buf,
+                                             size_t len, size_t *got) {
+    opcomms_peer *p;
+    opcomms_err rc = OPCOMMS_OK;
+    if (message == NULL || !message->used || got == NULL || (buf == NULL && len > 0)) {
+        return OPCOMMS_E_INVAL;
+    }
+    p = message->peer;
+    opc__mutex_lock(&p->lock);
+    if (p->store == NULL) {
+        rc = OPCOMMS_E_CLOSED;
+    } else if (offset >= message->bytes || len == 0) {
+        *got = 0;
+    } else if (!opc__pub_message_lives(message)) {
+        rc = OPCOMMS_E_NOT_FOUND;
+    } else {
+        if (len > message->bytes - offset) len = (size_t)(message->bytes - offset);
+        rc = p->store->c->read(p->store, message->ref, offset, (uint8_t *)buf, len, got);
+    }
+    opc__node_unlock(p);
+    return rc;
+}
+
+/* ---- about the peer ---- */
+
+OPCOMMS_API opcomms_err opcomms_get_pubk_hash(const opcomms_peer *peer, char hash[65]) {
+    if (peer == NULL || hash == NULL) return OPCOMMS_E_INVAL;
+    memcpy(hash, peer->hash_text, 65);
+    return OPCOMMS_OK;
+}
+
+OPCOMMS_API opcomms_err opcomms_get_address(const opcomms_peer *peer, char *out, size_t cap) {
+    char text[64];
+    if (peer == NULL || out == NULL) return OPCOMMS_E_INVAL;
+    if (peer->bound.family == 0) return OPCOMMS_E_NOT_FOUND;
+    opc__id_address_format(&peer->bound, 1, text);
+    if (strlen(text) >= cap) return OPCOMMS_E_BUFFER;
+    memcpy(out, text, strlen(text) + 1);
+    return OPCOMMS_OK;
+}
+
+OPCOMMS_API opcomms_err opcomms_get_stats(opcomms_peer *peer, opcomms_stats *stats) {
+    opcomms_stats now;
+    uint32_t size;
+    if (peer == NULL || stats == NULL || stats->size < 8) return OPCOMMS_E_INVAL;
+    opc__mutex_lock(&peer->lock);
+    now = peer->stats;
+    now.connections = peer->slots_count + peer->links_count;
+    now.unread = peer->mailbox.count;
+    now.memory_bytes = peer->mem.used;
+    if (peer->store != NULL) now.log_bytes = peer->store->c->bytes(peer->store);
+    opc__node_unlock(peer);
+    size = stats->size < sizeof now ? stats->size : (uint32_t)sizeof now;
+    now.size = size;
+    memcpy(stats, &now, size);
+    return OPCOMMS_OK;
+}
+
+OPCOMMS_API opcomms_err opcomms_pollfds(opcomms_peer *peer, opcomms_pollfd *fds, size_t cap,
+                                        size_t *count, int32_t *timeout_ms) {
+    opcomms_err rc = OPCOMMS_OK;
+    size_t n;
+    if (peer == NULL || count == NULL || timeout_ms == NULL || (fds == NULL && cap > 0)) {
+        return OPCOMMS_E_INVAL;
+    }
+    opc__mutex_lock(&peer->lock);
+    if (!(peer->cfg.flags & OPCOMMS_NO_BACKGROUND) || peer->pumping) {
+        rc = OPCOMMS_E_BUSY;
+    } else if (peer->stopping) {
+        rc = OPCOMMS_E_CLOSED;
+    } else {
+        n = opc__node_pollset(peer, timeout_ms);
+        *count = n;
+        if (n > cap) {
+            rc = OPCOMMS_E_BUFFER;
+        } else {
+            memcpy(fds, peer->fds, n * sizeof *fds);
+        }
+    }
+    opc__node_unlock(peer);
+    return rc;
+}
+
+OPCOMMS_API opcomms_err opcomms_poll(opcomms_peer *peer, uint32_t timeout_ms) {
+    opcomms_err rc = OPCOMMS_OK;
+    if (peer == NULL) return OPCOMMS_E_INVAL;
+    opc__mutex_lock(&peer->lock);
+    if (!(peer->cfg.flags & OPCOMMS_NO_BACKGROUND) || peer->pumping || opc__node_inside(peer)) {
+        rc = OPCOMMS_E_BUSY;
+    } else if (peer->stopping) {
+        rc = OPCOMMS_E_CLOSED;
+    }
+    opc__node_unlock(peer);
+    if (rc != OPCOMMS_OK) return rc;
+    return opc__run_pump(peer, timeout_ms > 0x7fffffffu ? -1 : (int32_t)timeout_ms);
+}
+
+/* Calls of other threads over links: waits for them a while, then cuts them off. */
+OPC__FN void opc__pub_stop_links(opcomms_peer *p) {
+    uint64_t stop_at = opc__node_now(p) + OPC__NODE_STOP_US;
+    int cut = 0;
+    for (;;) {
+        uint32_t i, busy = 0;
+        for (i = 0; i < p->links_count; i++) busy += p->links[i]->refs;
+        if (busy == 0) return;
+        if (!cut && opc__node_now(p) >= stop_at) {
+            cut = 1;
+            for (i = 0; i < p->links_count; i++) {
+                opc__link *l = p->links[i];
+                opc__mutex_lock(&l->lock);
+                l->kill = OPCOMMS_E_CLOSED;
+                if (l->sock != OPCOMMS_NO_HANDLE) p->plat->sock_shutdown(p->plat->user, l->sock, 1);
+                opc__cond_all(&l->changed);
+                opc__mutex_unlock(&l->lock);
+            }
+        }
+        opc__cond_wait(&p->changed, &p->lock, 50000u);
+    }
+}
+
+OPCOMMS_API opcomms_err opcomms_stop(opcomms_peer *peer) {
+    opcomms_err rc;
+    if (peer == NULL) return OPCOMMS_E_INVAL;
+    opc__mutex_lock(&peer->lock);
+    if (opc__node_inside(peer)) {
+        opc__node_unlock(peer);
+        return OPCOMMS_E_BUSY;
+    }
+    if (peer->stopping) { /* a second stop waits for the first */
+        while (!peer->stopped) opc__cond_wait(&peer->changed, &peer->lock, 50000u);
+        rc = peer->failed;
+        opc__node_unlock(peer);
+        return rc;
+    }
+    peer->stopping = 1;
+    opc__cond_all(&peer->changed);
+    opc__pub_stop_links(peer);
+    opc__node_unlock(peer);
+    opc__run_end(peer);
+    opc__mutex_lock(&peer->lock);
+    rc = opc__pub_close(peer);
+    peer->failed = rc;
+    peer->stopped = 1;
+    opc__cond_all(&peer->changed);
+    opc__node_unlock(peer);
+    return rc;
+}
+
+OPCOMMS_API void opcomms_free(opcomms_peer *peer) {
+    if (peer == NULL) return;
+    (void)opcomms_stop(peer); /* its result is had by calling it before */
+    opc__pub_destroy(peer);
+}
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* OPCOMMS_IMPLEMENTATION */
+
+/*
+MIT License
+
+Copyright (c) 2026 the opcomms authors
+
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
+associated documentation files (the "Software"), to deal in the Software without restriction,
+including without limitation the rights to use, copy, modify, merge, publish, distribute,
+sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is
+furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all copies or
+substantial portions of the Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT
+NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
+NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM,
+DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT
+OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+*/
