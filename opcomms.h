@@ -5528,9 +5528,907 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
     return OPCOMMS_OK;
 }
 
-typedef struct opc__log_options { const opcomms_platform *plat; opc__mem *mem; const char *path; uint8_t key_hash[32]; int durability; uint32_t buffer_bytes; uint32_t puts_max; uint64_t log_bytes_max; } opc__log_options;
-/* >>log ==== L2 ==== not yet in this commit */
-OPC__FN opcomms_err opc__log_open(const opc__log_options*o, opc__store_found found, void *user, opc__store **out, opcomms_error *err){(void)o;(void)found;(void)user;(void)out;return opc__err_set(err,OPCOMMS_E_UNSUPPORTED,0,NULL);}
+/* >>log ==== L2 ==== append-only message log; torn tails are cut on open, damage is refused
+
+   All integers are big-endian. "seeded CRC" is CRC-32C that begins with the CRC-32C of the salt, so
+   that a payload which contains a forged batch never checks: the salt never leaves the file.
+
+   Header, 4 096 bytes: two slots of 2 048, written in turn; the valid one of higher sequence counts.
+       0  "OPCLOG\r\n"                       48  public key hash of the owner, 32 bytes
+       8  major 1, minor 0: 2 + 2 bytes      80  salt, 32 random bytes
+      12  slot size 256: 4                  112  reserved for encryption: key epoch 4, tag length 4,
+      16  sequence: 8                            length of the wrapped key 4, wrapped key 128
+      24  open counter: 8                   252  CRC-32C of the 252 bytes before
+      32  random number of this open: 8
+      40  creation, seconds since 1970: 8
+
+   Batch, the unit that is written: all of it or nothing.
+       0  "OPCB"             12  operations: 4        32  synced_to: 8 (all below was on disk)
+       4  length: 4          16  own offset: 8        40  flags: 4 (1: the log was closed here)
+       8  seeded CRC: 4      24  open counter: 8      44  zero: 4
+      48  operations; the CRC covers everything but itself
+
+   Operation: type 1, flags 1, zero 2, body length 4, body.
+       1 message   from 32, from_id 1, dest_id 1, flags 1, zero 1, dest length 4, number 8, bytes 8,
+                   wire bytes 8, time 8, fragments 4, payload CRC 4, head CRC 4, then the offsets of
+                   the fragments (8 each), dest, and the payload when there are no fragments.
+                   Both CRCs are seeded; the head's covers the body up to the payload, with itself
+                   as zero.
+       2 fragment  seeded CRC 4, zero 4, data (16 384 bytes, the last of a message may be shorter)
+       3 acknowledged   number 8
+   Types 4 to 127 are reserved for queued, delivered, failed, dead-lettered, taken, seen, state and
+   checkpoint; an operation of a newer minor version is skipped, a newer major version refused.
+
+   Recovery: with D the highest synced_to of any valid batch, also of batches behind a bad place, a
+   bad place below D is damage: OPCOMMS_E_LOG_DAMAGED with its offset, and the file stays as it is.
+   At or above D it is a torn tail: cut there; what is kept from above D is written and synced again
+   before any of it is shown. */
+
+#define OPC__LOG_HEADER 4096u
+#define OPC__LOG_SLOT 256u
+#define OPC__LOG_BATCH 48u
+#define OPC__LOG_BATCH_MAX 1048576u
+#define OPC__LOG_MAGIC 0x4f504342u
+#define OPC__LOG_FRAGS (OPCOMMS_MAX_FRAME / OPC__FRAG_BYTES + 2u)
+#define OPC__LOG_FIXED 84u
+#define OPC__LOG_HEAD_MAX (OPC__LOG_FIXED + 8u * OPC__LOG_FRAGS + 1024u)
+#define OPC__LOG_BUFFER 262144u
+#define OPC__LOG_UID_SKIP ((uint64_t)1 << 20)
+#define OPC__LOG_CLOSED 1u
+
+enum { OPC__OP_MESSAGE = 1, OPC__OP_FRAGMENT = 2, OPC__OP_ACK = 3 };
+
+typedef struct opc__log_options {
+    const opcomms_platform *plat;
+    opc__mem *mem;
+    const char *path;
+    uint8_t key_hash[32];
+    int durability; /* as opcomms_durability */
+    uint32_t buffer_bytes; /* each of two; 0: 256 KiB */
+    uint32_t puts_max;
+    uint64_t log_bytes_max;
+} opc__log_options;
+
+/* A message being received: its last, unfinished fragment and the offsets of the others. */
+typedef struct opc__log_put {
+    uint32_t len;
+    uint32_t frags;
+    uint64_t bytes;
+    uint64_t frag[OPC__LOG_FRAGS];
+    uint8_t data[OPC__FRAG_BYTES];
+} opc__log_put;
+
+typedef struct opc__log_buffer {
+    uint8_t *p;
+    uint32_t len; /* including the batch header */
+    uint32_t ops;
+    uint64_t at; /* file offset */
+} opc__log_buffer;
+
+typedef struct opc__log {
+    opc__store base;
+    const opcomms_platform *plat;
+    opc__mem *mem;
+    intptr_t dir;
+    intptr_t file;
+    intptr_t lock;
+    uint32_t seed;
+    uint64_t open_counter;
+    uint64_t uid;
+    uint32_t cap;
+    uint64_t bytes_max;
+    opc__log_buffer active;
+    opc__log_buffer sealed;
+    int flushing;
+    int os_code;
+    opcomms_err failed;
+    uint64_t written;
+    uint64_t durable;
+    opc__log_put **put;
+    uint32_t puts_max;
+    /* the one head and the one payload piece read last, both verified */
+    uint8_t *head;
+    uint32_t head_len;
+    uint64_t head_ref;
+    uint8_t *piece;
+    uint32_t piece_len;
+    uint64_t piece_ref;
+} opc__log;
+
+OPC__FN opc__log *opc__log_of(opc__store *s) { return (opc__log *)(void *)s; }
+
+OPC__FN opcomms_err opc__log_poison(opc__log *l, opcomms_err rc) {
+    if (l->failed == OPCOMMS_OK) l->failed = rc == OPCOMMS_OK ? OPCOMMS_E_IO : rc;
+    return l->failed;
+}
+
+/* ---- reading ---- */
+
+OPC__FN opcomms_err opc__log_file_read(const opcomms_platform *plat, intptr_t file, uint64_t at,
+                                       uint8_t *buf, size_t len) {
+    int os = 0;
+    while (len > 0) {
+        size_t got = 0;
+        opcomms_err rc = plat->file_read(plat->user, file, at, buf, len, &got, &os);
+        if (rc != OPCOMMS_OK) return rc;
+        if (got == 0 || got > len) return OPCOMMS_E_LOG_DAMAGED;
+        at += got;
+        buf += got;
+        len -= got;
+    }
+    return OPCOMMS_OK;
+}
+
+/* Bytes of the log wherever they are now: active buffer, sealed buffer, file. */
+OPC__FN opcomms_err opc__log_get(opc__log *l, uint64_t at, uint8_t *buf, size_t len) {
+    const opc__log_buffer *b = NULL;
+    if (l->active.ops > 0 && at >= l->active.at) {
+        b = &l->active;
+    } else if (l->flushing && l->sealed.len > 0 && at >= l->sealed.at) {
+        b = &l->sealed;
+    }
+    if (b == NULL) return opc__log_file_read(l->plat, l->file, at, buf, len);
+    if (at - b->at > b->len || len > b->len - (at - b->at)) return OPCOMMS_E_LOG_DAMAGED;
+    memcpy(buf, b->p + (at - b->at), len);
+    return OPCOMMS_OK;
+}
+
+OPC__FN uint32_t opc__log_crc(const opc__log *l, const uint8_t *p, size_t n) {
+    return opc__crc32c(l->seed, p, n);
+}
+
+/* Loads and verifies the head of the message at `ref`. */
+OPC__FN opcomms_err opc__log_head(opc__log *l, uint64_t ref) {
+    uint8_t op[8];
+    uint32_t body, frags, dest, want;
+    size_t len;
+    opcomms_err rc;
+    if (l->head_ref == ref && l->head_len > 0) return OPCOMMS_OK;
+    l->head_len = 0;
+    rc = opc__log_get(l, ref, op, 8);
+    if (rc != OPCOMMS_OK) return rc;
+    body = opc__buf_be32(op + 4);
+    if (op[0] != OPC__OP_MESSAGE || body < OPC__LOG_FIXED) return OPCOMMS_E_LOG_DAMAGED;
+    rc = opc__log_get(l, ref + 8, l->head, OPC__LOG_FIXED);
+    if (rc != OPCOMMS_OK) return rc;
+    dest = opc__buf_be32(l->head + 36);
+    frags = opc__buf_be32(l->head + 72);
+    if (dest > 1024u || frags > OPC__LOG_FRAGS) return OPCOMMS_E_LOG_DAMAGED;
+    len = OPC__LOG_FIXED + 8u * frags + dest;
+    if (body < len) return OPCOMMS_E_LOG_DAMAGED;
+    rc = opc__log_get(l, ref + 8 + OPC__LOG_FIXED, l->head + OPC__LOG_FIXED, len - OPC__LOG_FIXED);
+    if (rc != OPCOMMS_OK) return rc;
+    want = opc__buf_be32(l->head + 80);
+    opc__buf_put32(l->head + 80, 0);
+    if (opc__log_crc(l, l->head, len) != want) return OPCOMMS_E_LOG_DAMAGED;
+    opc__buf_put32(l->head + 80, want);
+    if (frags == 0 && opc__buf_be64(l->head + 48) != body - len) return OPCOMMS_E_LOG_DAMAGED;
+    l->head_ref = ref;
+    l->head_len = (uint32_t)len;
+    return OPCOMMS_OK;
+}
+
+OPC__FN void opc__log_meta_of(const uint8_t *h, opc__msg_meta *m) {
+    memset(m, 0, sizeof *m);
+    memcpy(m->from, h, 32);
+    m->from_id = h[32];
+    m->dest_id = h[33];
+    m->flags = h[34];
+    m->dest_len = opc__buf_be32(h + 36);
+    m->uid = opc__buf_be64(h + 40);
+    m->bytes = opc__buf_be64(h + 48);
+    m->wire_bytes = opc__buf_be64(h + 56);
+    m->time_s = (int64_t)opc__buf_be64(h + 64);
+    m->dest = h + OPC__LOG_FIXED + 8u * opc__buf_be32(h + 72);
+}
+
+OPC__FN opcomms_err opc__log_meta(opc__store *s, uint64_t ref, opc__msg_meta *out,
+                                  uint8_t dest[1024]) {
+    opc__log *l = opc__log_of(s);
+    opc__msg_meta m;
+    opcomms_err rc = opc__log_head(l, ref);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__log_meta_of(l->head, &m);
+    memcpy(dest, m.dest, m.dest_len);
+    m.dest = dest;
+    *out = m;
+    return OPCOMMS_OK;
+}
+
+/* Loads and verifies one piece of payload: `at` is where its data lies. */
+OPC__FN opcomms_err opc__log_piece(opc__log *l, uint64_t at, uint32_t len, uint32_t want) {
+    opcomms_err rc;
+    if (l->piece_ref == at && l->piece_len == len && len > 0) return OPCOMMS_OK;
+    l->piece_len = 0;
+    if (len > OPC__FRAG_BYTES) return OPCOMMS_E_LOG_DAMAGED;
+    rc = opc__log_get(l, at, l->piece, len);
+    if (rc != OPCOMMS_OK) return rc;
+    if (opc__log_crc(l, l->piece, len) != want) return OPCOMMS_E_LOG_DAMAGED;
+    l->piece_ref = at;
+    l->piece_len = len;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__log_read_fragment(opc__log *l, uint64_t op_at) {
+    uint8_t h[16];
+    uint32_t body;
+    opcomms_err rc = opc__log_get(l, op_at, h, sizeof h);
+    if (rc != OPCOMMS_OK) return rc;
+    body = opc__buf_be32(h + 4);
+    if (h[0] != OPC__OP_FRAGMENT || body < 8) return OPCOMMS_E_LOG_DAMAGED;
+    return opc__log_piece(l, op_at + 16, body - 8, opc__buf_be32(h + 8));
+}
+
+OPC__FN opcomms_err opc__log_read(opc__store *s, uint64_t ref, uint64_t offset, uint8_t *buf,
+                                  size_t len, size_t *got) {
+    opc__log *l = opc__log_of(s);
+    uint64_t bytes;
+    uint32_t frags;
+    size_t skip, some;
+    opcomms_err rc = opc__log_head(l, ref);
+    if (rc != OPCOMMS_OK) return rc;
+    bytes = opc__buf_be64(l->head + 48);
+    frags = opc__buf_be32(l->head + 72);
+    *got = 0;
+    if (offset >= bytes || len == 0) return OPCOMMS_OK;
+    if (frags == 0) {
+        rc = opc__log_piece(l, ref + 8 + l->head_len, (uint32_t)bytes,
+                            opc__buf_be32(l->head + 76));
+        skip = (size_t)offset;
+    } else {
+        uint64_t i = offset / OPC__FRAG_BYTES;
+        if (i >= frags) return OPCOMMS_E_LOG_DAMAGED;
+        rc = opc__log_read_fragment(l, opc__buf_be64(l->head + OPC__LOG_FIXED + 8u * (size_t)i));
+        skip = (size_t)(offset % OPC__FRAG_BYTES);
+    }
+    if (rc != OPCOMMS_OK) return rc;
+    if (skip >= l->piece_len) return OPCOMMS_E_LOG_DAMAGED;
+    some = l->piece_len - skip;
+    if (some > len) some = len;
+    memcpy(buf, l->piece + skip, some);
+    *got = some;
+    return OPCOMMS_OK;
+}
+
+/* ---- appending ---- */
+
+OPC__FN uint64_t opc__log_end(opc__store *s) {
+    opc__log *l = opc__log_of(s);
+    return l->active.ops > 0 ? l->active.at + l->active.len : l->active.at;
+}
+OPC__FN uint64_t opc__log_written(opc__store *s) { return opc__log_of(s)->written; }
+OPC__FN uint64_t opc__log_durable(opc__store *s) { return opc__log_of(s)->durable; }
+
+OPC__FN size_t opc__log_room(opc__store *s) {
+    opc__log *l = opc__log_of(s);
+    return l->cap - l->active.len;
+}
+
+/* Completes the active batch's header. */
+OPC__FN void opc__log_seal(opc__log *l, uint32_t flags) {
+    uint8_t *p = l->active.p;
+    OPCOMMS_ASSERT(l->active.len >= OPC__LOG_BATCH && l->active.len <= l->cap);
+    opc__buf_put32(p, OPC__LOG_MAGIC);
+    opc__buf_put32(p + 4, l->active.len);
+    opc__buf_put32(p + 8, 0);
+    opc__buf_put32(p + 12, l->active.ops);
+    opc__buf_put64(p + 16, l->active.at);
+    opc__buf_put64(p + 24, l->open_counter);
+    opc__buf_put64(p + 32, l->durable);
+    opc__buf_put32(p + 40, flags);
+    opc__buf_put32(p + 44, 0);
+    opc__buf_put32(p + 8, opc__log_crc(l, p, l->active.len));
+}
+
+OPC__FN opcomms_err opc__log_write(opc__store *s) {
+    opc__log *l = opc__log_of(s);
+    opcomms_err rc;
+    if (l->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
+    if (l->flushing || l->active.ops == 0) return OPCOMMS_OK;
+    opc__log_seal(l, 0);
+    rc = opc__plat_write_all(l->plat, l->file, l->active.at, l->active.p, l->active.len,
+                             &l->os_code);
+    if (rc != OPCOMMS_OK) return opc__log_poison(l, rc);
+    l->active.at += l->active.len;
+    l->active.len = OPC__LOG_BATCH;
+    l->active.ops = 0;
+    l->written = l->active.at;
+    return OPCOMMS_OK;
+}
+
+/* Room for one operation, or why there is none. The body is filled in by the caller. */
+OPC__FN opcomms_err opc__log_op(opc__log *l, unsigned type, size_t body, int limited,
+                                uint8_t **out, uint64_t *at) {
+    uint8_t *p;
+    if (l->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
+    if (body + 8u > l->cap - OPC__LOG_BATCH) return OPCOMMS_E_LIMIT;
+    if (limited && l->active.at + l->active.len + body + 8u > l->bytes_max) return OPCOMMS_E_FULL;
+    if (body + 8u > l->cap - l->active.len) {
+        if (!l->flushing) { /* written, not synced: makes room at once */
+            opcomms_err rc = opc__log_write(&l->base);
+            if (rc != OPCOMMS_OK) return rc;
+        }
+        if (body + 8u > l->cap - l->active.len) return OPCOMMS_E_AGAIN;
+    }
+    p = l->active.p + l->active.len;
+    memset(p, 0, 8);
+    p[0] = (uint8_t)type;
+    opc__buf_put32(p + 4, (uint32_t)body);
+    *at = l->active.at + l->active.len;
+    *out = p + 8;
+    l->active.len += (uint32_t)body + 8u;
+    l->active.ops++;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__log_begin(opc__store *s, uint32_t *put) {
+    opc__log *l = opc__log_of(s);
+    uint32_t i;
+    for (i = 0; i < l->puts_max; i++) {
+        if (l->put[i] != NULL) continue;
+        l->put[i] = (opc__log_put *)opc__mem_alloc(l->mem, sizeof **l->put);
+        if (l->put[i] == NULL) return OPCOMMS_E_NOMEM;
+        *put = i;
+        return OPCOMMS_OK;
+    }
+    return OPCOMMS_E_LIMIT;
+}
+
+OPC__FN opcomms_err opc__log_fragment(opc__log *l, opc__log_put *w) {
+    uint8_t *body = NULL;
+    uint64_t at = 0;
+    opcomms_err rc;
+    if (w->frags == OPC__LOG_FRAGS) return OPCOMMS_E_LIMIT;
+    rc = opc__log_op(l, OPC__OP_FRAGMENT, (size_t)w->len + 8u, 1, &body, &at);
+    if (rc != OPCOMMS_OK) return rc;
+    memset(body, 0, 8);
+    opc__buf_put32(body, opc__log_crc(l, w->data, w->len));
+    memcpy(body + 8, w->data, w->len);
+    w->frag[w->frags++] = at;
+    w->len = 0;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__log_data(opc__store *s, uint32_t put, const uint8_t *p, size_t n) {
+    opc__log *l = opc__log_of(s);
+    opc__log_put *w = l->put[put];
+    OPCOMMS_ASSERT(w != NULL);
+    OPCOMMS_ASSERT(n <= OPC__FRAG_BYTES);
+    if (l->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
+    if (n > OPC__FRAG_BYTES - w->len) { /* at most one fragment fills up, so AGAIN consumes nothing */
+        size_t first = OPC__FRAG_BYTES - w->len;
+        uint32_t old = w->len;
+        opcomms_err rc;
+        memcpy(w->data + w->len, p, first);
+        w->len += (uint32_t)first;
+        rc = opc__log_fragment(l, w);
+        if (rc != OPCOMMS_OK) {
+            w->len = old;
+            return rc;
+        }
+        w->bytes += first;
+        p += first;
+        n -= first;
+    }
+    memcpy(w->data + w->len, p, n);
+    w->len += (uint32_t)n;
+    w->bytes += n;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__log_rewind(opc__store *s, uint32_t put) {
+    opc__log_put *w = opc__log_of(s)->put[put];
+    w->len = 0;
+    w->frags = 0;
+    w->bytes = 0;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__log_peek(opc__store *s, uint32_t put, uint64_t offset, uint8_t *buf,
+                                  size_t len, size_t *got) {
+    opc__log *l = opc__log_of(s);
+    opc__log_put *w = l->put[put];
+    uint64_t i = offset / OPC__FRAG_BYTES;
+    size_t skip = (size_t)(offset % OPC__FRAG_BYTES), some;
+    const uint8_t *from = w->data;
+    size_t have = w->len;
+    *got = 0;
+    if (offset >= w->bytes) return OPCOMMS_OK;
+    if (i < w->frags) {
+        opcomms_err rc = opc__log_read_fragment(l, w->frag[i]);
+        if (rc != OPCOMMS_OK) return rc;
+        from = l->piece;
+        have = l->piece_len;
+    }
+    if (skip >= have) return OPCOMMS_E_LOG_DAMAGED;
+    some = have - skip < len ? have - skip : len;
+    memcpy(buf, from + skip, some);
+    *got = some;
+    return OPCOMMS_OK;
+}
+
+OPC__FN void opc__log_abort(opc__store *s, uint32_t put) {
+    opc__log *l = opc__log_of(s);
+    opc__mem_free(l->mem, l->put[put], sizeof **l->put);
+    l->put[put] = NULL;
+}
+
+OPC__FN opcomms_err opc__log_commit(opc__store *s, uint32_t put, const opc__msg_meta *meta,
+                                    uint64_t *uid, uint64_t *ref, uint64_t *position) {
+    opc__log *l = opc__log_of(s);
+    opc__log_put *w = l->put[put];
+    uint8_t *b = NULL;
+    uint64_t at = 0;
+    size_t head, inline_len;
+    uint32_t i;
+    opcomms_err rc;
+    if (meta->dest_len > 1024u || meta->bytes != w->bytes) return OPCOMMS_E_INVAL;
+    if (w->frags > 0 && w->len > 0) {
+        rc = opc__log_fragment(l, w);
+        if (rc != OPCOMMS_OK) return rc;
+    }
+    head = OPC__LOG_FIXED + 8u * (size_t)w->frags + meta->dest_len;
+    inline_len = w->frags == 0 ? w->len : 0;
+    rc = opc__log_op(l, OPC__OP_MESSAGE, head + inline_len, 1, &b, &at);
+    if (rc != OPCOMMS_OK) return rc;
+    memset(b, 0, OPC__LOG_FIXED);
+    memcpy(b, meta->from, 32);
+    b[32] = meta->from_id;
+    b[33] = meta->dest_id;
+    b[34] = meta->flags;
+    opc__buf_put32(b + 36, meta->dest_len);
+    opc__buf_put64(b + 40, ++l->uid);
+    opc__buf_put64(b + 48, meta->bytes);
+    opc__buf_put64(b + 56, meta->wire_bytes);
+    opc__buf_put64(b + 64, (uint64_t)meta->time_s);
+    opc__buf_put32(b + 72, w->frags);
+    if (inline_len > 0) opc__buf_put32(b + 76, opc__log_crc(l, w->data, inline_len));
+    for (i = 0; i < w->frags; i++) opc__buf_put64(b + OPC__LOG_FIXED + 8u * i, w->frag[i]);
+    if (meta->dest_len > 0) memcpy(b + head - meta->dest_len, meta->dest, meta->dest_len);
+    opc__buf_put32(b + 80, opc__log_crc(l, b, head));
+    if (inline_len > 0) memcpy(b + head, w->data, inline_len);
+    *uid = l->uid;
+    *ref = at;
+    *position = opc__log_end(s);
+    opc__log_abort(s, put);
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__log_ack(opc__store *s, uint64_t ref, uint64_t uid, uint64_t *position) {
+    uint8_t *b = NULL;
+    uint64_t at = 0;
+    opcomms_err rc = opc__log_op(opc__log_of(s), OPC__OP_ACK, 8, 0, &b, &at);
+    (void)ref;
+    if (rc != OPCOMMS_OK) return rc;
+    opc__buf_put64(b, uid);
+    *position = opc__log_end(s);
+    return OPCOMMS_OK;
+}
+
+/* ---- flushing ---- */
+
+OPC__FN opcomms_err opc__log_flush_begin(opc__store *s) {
+    opc__log *l = opc__log_of(s);
+    opc__log_buffer b;
+    if (l->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
+    if (l->flushing || (l->active.ops == 0 && l->durable == l->written)) return OPCOMMS_E_AGAIN;
+    if (l->active.ops > 0) {
+        opc__log_seal(l, 0);
+    } else {
+        l->active.len = 0; /* only a sync of what was written before */
+    }
+    b = l->sealed;
+    l->sealed = l->active;
+    l->active = b;
+    l->active.at = l->sealed.at + l->sealed.len;
+    l->active.len = OPC__LOG_BATCH;
+    l->active.ops = 0;
+    l->flushing = 1;
+    return OPCOMMS_OK;
+}
+
+/* Touches nothing that the lock guards: the sealed buffer is out of everybody's way. */
+OPC__FN opcomms_err opc__log_flush_run(opc__store *s) {
+    opc__log *l = opc__log_of(s);
+    int os = 0;
+    opcomms_err rc = opc__plat_write_all(l->plat, l->file, l->sealed.at, l->sealed.p,
+                                         l->sealed.len, &os);
+    if (rc == OPCOMMS_OK) rc = l->plat->file_sync(l->plat->user, l->file, &os);
+    return rc;
+}
+
+OPC__FN opcomms_err opc__log_flush_end(opc__store *s, opcomms_err result) {
+    opc__log *l = opc__log_of(s);
+    l->flushing = 0;
+    if (result != OPCOMMS_OK) return opc__log_poison(l, result);
+    l->written = l->sealed.at + l->sealed.len;
+    l->durable = l->written;
+    return OPCOMMS_OK;
+}
+
+OPC__FN uint64_t opc__log_bytes(opc__store *s) { return opc__log_end(s); }
+
+OPC__FN void opc__log_free(opc__log *l) {
+    uint32_t i;
+    if (l->file != OPCOMMS_NO_HANDLE) l->plat->file_close(l->plat->user, l->file);
+    if (l->lock != OPCOMMS_NO_HANDLE) l->plat->file_close(l->plat->user, l->lock);
+    if (l->dir != OPCOMMS_NO_HANDLE) l->plat->dir_close(l->plat->user, l->dir);
+    for (i = 0; l->put != NULL && i < l->puts_max; i++) {
+        opc__mem_free(l->mem, l->put[i], sizeof **l->put);
+    }
+    opc__mem_free(l->mem, l->put, (size_t)l->puts_max * sizeof *l->put);
+    opc__mem_free(l->mem, l->active.p, l->cap);
+    opc__mem_free(l->mem, l->sealed.p, l->cap);
+    opc__mem_free(l->mem, l->head, OPC__LOG_HEAD_MAX);
+    opc__mem_free(l->mem, l->piece, OPC__FRAG_BYTES);
+    opc__mem_free_wiped(l->mem, l, sizeof *l);
+}
+
+/* Syncs, records that in a last batch, and lets go of the lock. */
+OPC__FN opcomms_err opc__log_close(opc__store *s) {
+    opc__log *l = opc__log_of(s);
+    opcomms_err rc = l->failed;
+    OPCOMMS_ASSERT(!l->flushing);
+    if (rc == OPCOMMS_OK) {
+        rc = opc__log_flush_begin(s);
+        if (rc == OPCOMMS_OK) rc = opc__log_flush_end(s, opc__log_flush_run(s));
+        if (rc == OPCOMMS_E_AGAIN) rc = OPCOMMS_OK;
+    }
+    if (rc == OPCOMMS_OK) {
+        opc__log_seal(l, OPC__LOG_CLOSED);
+        rc = opc__plat_write_all(l->plat, l->file, l->active.at, l->active.p, l->active.len,
+                                 &l->os_code);
+        if (rc == OPCOMMS_OK) rc = l->plat->file_sync(l->plat->user, l->file, &l->os_code);
+    }
+    opc__log_free(l);
+    return rc;
+}
+
+/* ---- opening ---- */
+
+OPC__FN void opc__log_slot_write(uint8_t s[OPC__LOG_SLOT], uint64_t sequence, uint64_t counter,
+                                 uint64_t random, int64_t created, const uint8_t key[32],
+                                 const uint8_t salt[32]) {
+    memset(s, 0, OPC__LOG_SLOT);
+    memcpy(s, "OPCLOG\r\n", 8);
+    opc__buf_put16(s + 8, 1);
+    opc__buf_put32(s + 12, OPC__LOG_SLOT);
+    opc__buf_put64(s + 16, sequence);
+    opc__buf_put64(s + 24, counter);
+    opc__buf_put64(s + 32, random);
+    opc__buf_put64(s + 40, (uint64_t)created);
+    memcpy(s + 48, key, 32);
+    memcpy(s + 80, salt, 32);
+    opc__buf_put32(s + 252, opc__crc32c(0, s, 252));
+}
+
+OPC__FN int opc__log_slot_valid(const uint8_t *s) {
+    return memcmp(s, "OPCLOG\r\n", 8) == 0 && opc__buf_be32(s + 252) == opc__crc32c(0, s, 252);
+}
+
+/* Writes the slot of the next sequence number and syncs it. */
+OPC__FN opcomms_err opc__log_slot_next(opc__log *l, const uint8_t *old, const uint8_t key[32],
+                                       int *os) {
+    uint8_t slot[OPC__LOG_SLOT], fresh[40];
+    uint64_t sequence = old != NULL ? opc__buf_be64(old + 16) + 1 : 0;
+    int64_t created = old != NULL ? (int64_t)opc__buf_be64(old + 40)
+                                  : l->plat->wall_s(l->plat->user);
+    opcomms_err rc = l->plat->random(l->plat->user, fresh, sizeof fresh);
+    if (rc != OPCOMMS_OK) return OPCOMMS_E_RANDOM;
+    if (old != NULL) memcpy(fresh, old + 80, 32);
+    l->open_counter = old != NULL ? opc__buf_be64(old + 24) + 1 : 1;
+    l->seed = opc__crc32c(0, fresh, 32);
+    opc__log_slot_write(slot, sequence, l->open_counter, opc__buf_be64(fresh + 32), created, key,
+                        fresh);
+    rc = opc__plat_write_all(l->plat, l->file, (sequence & 1u) * 2048u, slot, sizeof slot, os);
+    if (rc == OPCOMMS_OK) rc = l->plat->file_sync(l->plat->user, l->file, os);
+    return rc;
+}
+
+/* A file without a valid slot is ours to begin anew only if it holds nothing but the beginnings of
+   a header that a crash left unfinished. */
+OPC__FN opcomms_err opc__log_header(opc__log *l, const uint8_t key[32], uint64_t size, int *os,
+                                    opcomms_error *err) {
+    uint8_t h[OPC__LOG_HEADER];
+    size_t len = size < sizeof h ? (size_t)size : sizeof h, i;
+    const uint8_t *slot = NULL, *other = h + 2048;
+    opcomms_err rc;
+    memset(h, 0, sizeof h);
+    rc = opc__log_file_read(l->plat, l->file, 0, h, len);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, "log header");
+    if (opc__log_slot_valid(h)) slot = h;
+    if (opc__log_slot_valid(other) &&
+        (slot == NULL || opc__buf_be64(other + 16) > opc__buf_be64(slot + 16))) {
+        slot = other;
+    }
+    if (slot == NULL) {
+        int ours = size <= OPC__LOG_HEADER;
+        if (len >= 8 && memcmp(h, "OPCLOG\r\n", 8) != 0) {
+            for (i = 0; i < len; i++) ours = ours && h[i] == 0;
+        }
+        if (!ours) return opc__err_set(err, OPCOMMS_E_LOG_DAMAGED, 0, "log header");
+        memset(h, 0, sizeof h);
+        rc = opc__plat_write_all(l->plat, l->file, 0, h, sizeof h, os);
+        if (rc == OPCOMMS_OK) rc = opc__log_slot_next(l, NULL, key, os);
+        if (rc == OPCOMMS_OK) rc = l->plat->dir_sync(l->plat->user, l->dir, os);
+        return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, *os, "new log");
+    }
+    if (opc__buf_be16(slot + 8) != 1) {
+        return opc__err_set(err, OPCOMMS_E_LOG_VERSION, 0, "a newer version wrote it");
+    }
+    if (!opc__str_equal_ct(slot + 48, key, 32)) return opc__err_set(err, OPCOMMS_E_LOG_KEY, 0, NULL);
+    l->seed = opc__crc32c(0, slot + 80, 32);
+    rc = OPCOMMS_OK;
+    memcpy(l->head, slot, OPC__LOG_SLOT); /* kept for opc__log_slot_next, after recovery */
+    return rc;
+}
+
+/* What opening learns. */
+typedef struct opc__log_scan {
+    uint8_t *buf; /* OPC__LOG_BATCH_MAX */
+    uint64_t size;
+    uint64_t end;    /* behind the last batch of the unbroken row */
+    uint64_t synced; /* D */
+    uint64_t *uid;   /* messages seen, ascending */
+    uint64_t *ref;   /* 0: acknowledged */
+    size_t count;
+    size_t cap;
+} opc__log_scan;
+
+/* Is there a valid batch at `at`? Its bytes are then in scan->buf. */
+OPC__FN int opc__log_batch_at(opc__log *l, opc__log_scan *c, uint64_t at, uint32_t *len) {
+    uint32_t want;
+    if (c->size < OPC__LOG_BATCH || at > c->size - OPC__LOG_BATCH) return 0;
+    if (opc__log_file_read(l->plat, l->file, at, c->buf, OPC__LOG_BATCH) != OPCOMMS_OK) return 0;
+    *len = opc__buf_be32(c->buf + 4);
+    if (opc__buf_be32(c->buf) != OPC__LOG_MAGIC || *len < OPC__LOG_BATCH ||
+        *len > OPC__LOG_BATCH_MAX || *len > c->size - at || opc__buf_be64(c->buf + 16) != at) {
+        return 0;
+    }
+    if (opc__log_file_read(l->plat, l->file, at + OPC__LOG_BATCH, c->buf + OPC__LOG_BATCH,
+                           *len - OPC__LOG_BATCH) != OPCOMMS_OK) {
+        return 0;
+    }
+    want = opc__buf_be32(c->buf + 8);
+    opc__buf_put32(c->buf + 8, 0);
+    return opc__log_crc(l, c->buf, *len) == want;
+}
+
+/* Looks for valid batches behind a bad place: what they say was synced decides what it means. */
+OPC__FN void opc__log_search(opc__log *l, opc__log_scan *c, uint64_t from) {
+    uint8_t window[4096];
+    uint64_t at = from;
+    while (at < c->size) {
+        size_t n = c->size - at < sizeof window ? (size_t)(c->size - at) : sizeof window, i;
+        uint64_t next = at + (n > 3 ? n - 3 : n);
+        if (opc__log_file_read(l->plat, l->file, at, window, n) != OPCOMMS_OK) return;
+        for (i = 0; i + 4 <= n; i++) {
+            uint32_t len = 0;
+            if (opc__buf_be32(window + i) != OPC__LOG_MAGIC) continue;
+            if (!opc__log_batch_at(l, c, at + i, &len)) continue;
+            if (opc__buf_be64(c->buf + 32) > c->synced) c->synced = opc__buf_be64(c->buf + 32);
+            next = at + i + len;
+            break;
+        }
+        at = next;
+    }
+}
+
+OPC__FN opcomms_err opc__log_seen(opc__log *l, opc__log_scan *c, uint64_t uid, uint64_t ref) {
+    if (c->count == c->cap) {
+        size_t cap = c->cap == 0 ? 1024 : c->cap * 2, kept = 0, i;
+        uint64_t *u, *r;
+        for (i = 0; i < c->count; i++) { /* the acknowledged go first */
+            if (c->ref[i] == 0) continue;
+            c->uid[kept] = c->uid[i];
+            c->ref[kept++] = c->ref[i];
+        }
+        c->count = kept;
+        if (kept > c->cap / 2 || c->cap == 0) {
+            u = (uint64_t *)opc__mem_array(l->mem, cap, 8);
+            r = u == NULL ? NULL : (uint64_t *)opc__mem_array(l->mem, cap, 8);
+            if (r == NULL) {
+                opc__mem_free(l->mem, u, cap * 8);
+                return OPCOMMS_E_NOMEM;
+            }
+            if (kept > 0) memcpy(u, c->uid, kept * 8);
+            if (kept > 0) memcpy(r, c->ref, kept * 8);
+            opc__mem_free(l->mem, c->uid, c->cap * 8);
+            opc__mem_free(l->mem, c->ref, c->cap * 8);
+            c->uid = u;
+            c->ref = r;
+            c->cap = cap;
+        }
+    }
+    c->uid[c->count] = uid;
+    c->ref[c->count++] = ref;
+    if (uid > l->uid) l->uid = uid;
+    return OPCOMMS_OK;
+}
+
+OPC__FN void opc__log_acked(opc__log_scan *c, uint64_t uid) {
+    size_t lo = 0, hi = c->count;
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+        if (c->uid[mid] < uid) {
+            lo = mid + 1;
+        } else {
+            hi = mid;
+        }
+    }
+    if (lo < c->count && c->uid[lo] == uid) c->ref[lo] = 0;
+}
+
+/* The operations of the batch in c->buf. */
+OPC__FN opcomms_err opc__log_replay(opc__log *l, opc__log_scan *c, uint64_t at, uint32_t len) {
+    opc__rd r;
+    uint32_t ops = opc__buf_be32(c->buf + 12), i;
+    opc__rd_init(&r, c->buf + OPC__LOG_BATCH, len - OPC__LOG_BATCH);
+    for (i = 0; i < ops; i++) {
+        const uint8_t *start = r.p, *h = opc__rd_bytes(&r, 8), *body;
+        uint32_t n = h != NULL ? opc__buf_be32(h + 4) : 0;
+        opcomms_err rc = OPCOMMS_OK;
+        body = opc__rd_bytes(&r, n);
+        if (h == NULL || body == NULL) return OPCOMMS_E_LOG_DAMAGED;
+        if (h[0] == OPC__OP_MESSAGE) {
+            uint64_t uid = n >= OPC__LOG_FIXED ? opc__buf_be64(body + 40) : 0;
+            if (uid <= l->uid) return OPCOMMS_E_LOG_DAMAGED;
+            rc = opc__log_seen(l, c, uid, at + (uint64_t)(start - c->buf));
+        } else if (h[0] == OPC__OP_ACK && n == 8) {
+            opc__log_acked(c, opc__buf_be64(body));
+        }
+        if (rc != OPCOMMS_OK) return rc;
+    }
+    return opc__rd_left(&r) == 0 ? OPCOMMS_OK : OPCOMMS_E_LOG_DAMAGED;
+}
+
+/* Everything kept above D is written and synced again: a page cache may hold what the disk does
+   not. Then the tail goes. */
+OPC__FN opcomms_err opc__log_settle(opc__log *l, opc__log_scan *c, int *os) {
+    uint64_t at = c->synced > OPC__LOG_HEADER ? c->synced : OPC__LOG_HEADER;
+    opcomms_err rc = OPCOMMS_OK;
+    if (c->size > c->end) rc = l->plat->file_truncate(l->plat->user, l->file, c->end, os);
+    while (rc == OPCOMMS_OK && at < c->end) {
+        size_t n = c->end - at < OPC__LOG_BATCH_MAX ? (size_t)(c->end - at) : OPC__LOG_BATCH_MAX;
+        rc = opc__log_file_read(l->plat, l->file, at, c->buf, n);
+        if (rc == OPCOMMS_OK) rc = opc__plat_write_all(l->plat, l->file, at, c->buf, n, os);
+        at += n;
+    }
+    if (rc == OPCOMMS_OK) rc = l->plat->file_sync(l->plat->user, l->file, os);
+    return rc;
+}
+
+OPC__FN opcomms_err opc__log_recover(opc__log *l, opc__log_scan *c, opcomms_error *err) {
+    uint64_t at = OPC__LOG_HEADER;
+    uint32_t len = 0;
+    int os = 0;
+    opcomms_err rc;
+    while (opc__log_batch_at(l, c, at, &len)) {
+        if (opc__buf_be64(c->buf + 32) > c->synced) c->synced = opc__buf_be64(c->buf + 32);
+        rc = opc__log_replay(l, c, at, len);
+        if (rc != OPCOMMS_OK) {
+            (void)opc__err_set(err, rc, 0, "log");
+            if (err != NULL) err->position = at;
+            return rc;
+        }
+        at += len;
+    }
+    c->end = at;
+    if (at < c->size) opc__log_search(l, c, at + 1);
+    if (at < c->synced) {
+        (void)opc__err_set(err, OPCOMMS_E_LOG_DAMAGED, 0, "nothing was changed");
+        if (err != NULL) err->position = at;
+        return OPCOMMS_E_LOG_DAMAGED;
+    }
+    rc = opc__log_settle(l, c, &os);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, os, "log recovery");
+}
+
+/* Recovers, opens a new epoch, reports what is unacknowledged. */
+OPC__FN opcomms_err opc__log_load(opc__log *l, const opc__log_options *o, opc__store_found found,
+                                  void *user, opcomms_error *err) {
+    opc__log_scan c;
+    uint8_t slot[OPC__LOG_SLOT];
+    size_t i;
+    int os = 0, fresh;
+    opcomms_err rc;
+    memset(&c, 0, sizeof c);
+    rc = l->plat->file_size(l->plat->user, l->file, &c.size, &os);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, os, o->path);
+    rc = opc__log_header(l, o->key_hash, c.size, &os, err);
+    if (rc != OPCOMMS_OK) return rc;
+    fresh = l->open_counter != 0;
+    memcpy(slot, l->head, sizeof slot);
+    if (fresh) c.size = OPC__LOG_HEADER;
+    c.buf = (uint8_t *)opc__mem_alloc(l->mem, OPC__LOG_BATCH_MAX);
+    if (c.buf == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, "log");
+    rc = opc__log_recover(l, &c, err);
+    if (rc == OPCOMMS_OK && !fresh) {
+        rc = opc__log_slot_next(l, slot, o->key_hash, &os);
+        if (rc != OPCOMMS_OK) (void)opc__err_set(err, rc, os, "log header");
+    }
+    l->active.at = c.end;
+    l->active.len = OPC__LOG_BATCH;
+    l->written = c.end;
+    l->durable = c.end;
+    for (i = 0; rc == OPCOMMS_OK && i < c.count; i++) {
+        opc__msg_meta m;
+        if (c.ref[i] == 0) continue;
+        rc = opc__log_head(l, c.ref[i]);
+        if (rc == OPCOMMS_OK) {
+            opc__log_meta_of(l->head, &m);
+            rc = found(user, c.uid[i], c.ref[i], &m);
+        }
+        if (rc != OPCOMMS_OK) (void)opc__err_set(err, rc, 0, "stored message");
+    }
+    if (o->durability != 0) l->uid += OPC__LOG_UID_SKIP; /* numbers may have been lost unsynced */
+    opc__mem_free(l->mem, c.uid, c.cap * 8);
+    opc__mem_free(l->mem, c.ref, c.cap * 8);
+    opc__mem_free(l->mem, c.buf, OPC__LOG_BATCH_MAX);
+    return rc;
+}
+
+/* Directory, lock, file; in this order, so that nobody else's log is touched. */
+OPC__FN opcomms_err opc__log_files(opc__log *l, const char *path, opcomms_error *err) {
+    char dir[OPC__PATH_MAX], lock[OPC__PATH_MAX];
+    const uint32_t mode = OPCOMMS_FILE_WRITE | OPCOMMS_FILE_CREATE | OPCOMMS_FILE_PRIVATE;
+    const char *name = NULL;
+    opc__text t;
+    int os = 0;
+    opcomms_err rc = opc__plat_split(path, dir, sizeof dir, &name);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, "log path");
+    opc__text_init(&t, lock, sizeof lock);
+    opc__text_str(&t, name);
+    opc__text_str(&t, ".lock");
+    if (t.cut) return opc__err_set(err, OPCOMMS_E_INVAL, 0, "log path");
+    rc = l->plat->dir_open(l->plat->user, dir, &l->dir, &os);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, os, dir);
+    rc = l->plat->file_open(l->plat->user, l->dir, lock, mode, &l->lock, &os);
+    if (rc == OPCOMMS_OK) rc = l->plat->file_lock(l->plat->user, l->lock, &os);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, os, "log lock");
+    rc = l->plat->file_open(l->plat->user, l->dir, name, mode, &l->file, &os);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, os, path);
+}
+
+OPC__FN opcomms_err opc__log_open(const opc__log_options *o, opc__store_found found, void *user,
+                                  opc__store **out, opcomms_error *err) {
+    static const opc__store_class c = {
+        opc__log_room,   opc__log_begin,       opc__log_data,      opc__log_rewind,
+        opc__log_peek,   opc__log_commit,      opc__log_abort,     opc__log_ack,
+        opc__log_meta,   opc__log_read,        opc__log_end,       opc__log_written,
+        opc__log_durable, opc__log_write,      opc__log_flush_begin, opc__log_flush_run,
+        opc__log_flush_end, opc__log_close,    opc__log_bytes,
+    };
+    opc__log *l = (opc__log *)opc__mem_alloc(o->mem, sizeof *l);
+    opcomms_err rc;
+    if (l == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, "log");
+    l->base.c = &c;
+    l->plat = o->plat;
+    l->mem = o->mem;
+    l->dir = l->file = l->lock = OPCOMMS_NO_HANDLE;
+    l->cap = o->buffer_bytes != 0 ? o->buffer_bytes : OPC__LOG_BUFFER;
+    OPCOMMS_ASSERT(l->cap >= 65536u && l->cap <= OPC__LOG_BATCH_MAX);
+    l->bytes_max = o->log_bytes_max;
+    l->puts_max = o->puts_max;
+    l->put = (opc__log_put **)opc__mem_array(o->mem, o->puts_max, sizeof *l->put);
+    l->active.p = (uint8_t *)opc__mem_alloc(o->mem, l->cap);
+    l->sealed.p = (uint8_t *)opc__mem_alloc(o->mem, l->cap);
+    l->head = (uint8_t *)opc__mem_alloc(o->mem, OPC__LOG_HEAD_MAX);
+    l->piece = (uint8_t *)opc__mem_alloc(o->mem, OPC__FRAG_BYTES);
+    if (l->put == NULL || l->active.p == NULL || l->sealed.p == NULL || l->head == NULL ||
+        l->piece == NULL) {
+        rc = opc__err_set(err, OPCOMMS_E_NOMEM, 0, "log");
+    } else {
+        rc = opc__log_files(l, o->path, err);
+    }
+    if (rc == OPCOMMS_OK) rc = opc__log_load(l, o, found, user, err);
+    if (rc != OPCOMMS_OK) {
+        opc__log_free(l);
+        return rc;
+    }
+    *out = &l->base;
+    return OPCOMMS_OK;
+}
 
 /* >>id ==== L3 ==== identifiers and addresses as text */
 
