@@ -8860,7 +8860,10 @@ OPC__FN void opc__node_slot_pump(opcomms_peer *p, opc__slot *s, uint64_t now_us)
         if (round + 1 == OPC__NODE_ROUNDS) p->more = 1;
     }
     /* What the last step produced leaves at once instead of in the next step. */
-    if (c->state != OPC__CONN_DEAD) (void)opc__node_wire(p->plat, s->sock, c, 0);
+    if (c->state != OPC__CONN_DEAD && opc__node_wire(p->plat, s->sock, c, 0) &&
+        c->out_stage != OPC__OUT_IDLE) {
+        p->more = 1; /* the frame goes on as soon as the record is out */
+    }
     if (c->more) p->more = 1;
     if (c->activity != s->activity_seen) {
         s->activity_seen = c->activity;
@@ -9013,7 +9016,8 @@ OPC__FN void opc__link_died(opc__link *l, opcomms_err why, int os_code) {
 }
 
 /* Socket and connection work, without waiting. Called by the owner, with the link's lock. */
-OPC__FN void opc__link_pump(opc__link *l) {
+/* Answers 1 when it could go on at once. */
+OPC__FN int opc__link_pump(opc__link *l) {
     opcomms_peer *p = l->peer;
     int os = 0;
     uint32_t round;
@@ -9021,7 +9025,7 @@ OPC__FN void opc__link_pump(opc__link *l) {
     if (l->sock == OPCOMMS_NO_HANDLE) {
         rc = opc__link_connect(l, &os);
         if (rc != OPCOMMS_OK) opc__link_fail_all(l, rc, os);
-        return;
+        return 0;
     }
     if (l->connecting) {
         opcomms_pollfd fd;
@@ -9029,17 +9033,27 @@ OPC__FN void opc__link_pump(opc__link *l) {
         fd.handle = l->sock;
         fd.events = OPCOMMS_POLL_OUT;
         rc = p->plat->wait(p->plat->user, &fd, 1, 0, &os);
-        if (rc == OPCOMMS_OK && fd.revents == 0) return;
+        if (rc == OPCOMMS_OK && fd.revents == 0) return 0;
         if (rc == OPCOMMS_OK) rc = p->plat->tcp_connected(p->plat->user, l->sock, &os);
         if (rc != OPCOMMS_OK) {
             opc__link_died(l, rc, os);
-            return;
+            return 0;
         }
         l->connecting = 0;
     }
     for (round = 0; round < OPC__NODE_ROUNDS; round++) {
         uint64_t answers = l->conn.answers;
-        int moved = opc__node_wire(p->plat, l->sock, &l->conn, 1);
+        int moved = opc__node_wire(p->plat, l->sock, &l->conn, 1), more = moved;
+        uint32_t reads = 0;
+        /* A kept connection may have been closed while it was idle. Everything that has arrived is
+           read before a request goes out, so that it is not written into a dead connection. */
+        while (more && reads++ < 64 && l->reused && l->conn.waiting == NULL && l->conn.out_stage == OPC__OUT_IDLE &&
+               !opc__tls_closed(&l->conn.tls)) {
+            more = opc__node_wire(p->plat, l->sock, &l->conn, 1);
+        }
+        if (l->conn.input_ended && l->conn.state == OPC__CONN_OPEN && l->conn.waiting == NULL) {
+            opc__conn_kill(&l->conn, OPCOMMS_E_CLOSED);
+        }
         opc__conn_step(&l->conn, opc__node_now(p));
         if (l->conn.answers != answers) {
             l->reused = 1;
@@ -9050,11 +9064,11 @@ OPC__FN void opc__link_pump(opc__link *l) {
         }
         if (l->conn.state == OPC__CONN_DEAD) {
             opc__link_died(l, l->conn.error, 0);
-            return;
+            return 0;
         }
         if (!moved) break;
     }
-    (void)opc__node_wire(p->plat, l->sock, &l->conn, 0);
+    return opc__node_wire(p->plat, l->sock, &l->conn, 0) && l->conn.calls != NULL;
 }
 
 /* Takes a call whose time is up out of the link. */
@@ -9456,8 +9470,9 @@ OPC__FN void opc__run_call(opc__link *l, opc__call *call) {
             continue;
         }
         l->owned = 1;
-        opc__link_pump(l);
-        if (!call->done && l->kill == OPCOMMS_OK) opc__run_link_wait(l, call->deadline_us - now);
+        if (!opc__link_pump(l) && !call->done && l->kill == OPCOMMS_OK) {
+            opc__run_link_wait(l, call->deadline_us - now);
+        }
         l->owned = 0;
     }
     if (l->conn.state == OPC__CONN_DEAD && l->sock != OPCOMMS_NO_HANDLE && !l->owned) {

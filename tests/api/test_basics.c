@@ -1,0 +1,299 @@
+/* Two peers through the public functions alone. */
+#define OPCOMMS_IMPLEMENTATION
+#include "opcomms.h"
+#include "test.h"
+
+#include <sys/wait.h>
+#include <signal.h>
+
+typedef struct party {
+    char pem[4096];
+    size_t pem_len;
+    char hash[65];
+    char address[64];
+    char log[128];
+    opcomms_allow_list *allow;
+    opcomms_routing_table *routes;
+    opcomms_peer *peer;
+    uint32_t flags;
+    opcomms_durability durability;
+} party;
+
+static char dir[64];
+static party a, b;
+
+static void make(party *p, const char *name, opcomms_key_type type) {
+    opcomms_error err;
+    memset(p, 0, sizeof *p);
+    CHECK_EQ(opcomms_generate_key_pem(type, p->pem, sizeof p->pem, &p->pem_len, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_pubk_hash_from_pem(p->pem, p->pem_len, p->hash, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_allow_list_new(NULL, &p->allow), OPCOMMS_OK);
+    CHECK_EQ(opcomms_routing_table_new(NULL, &p->routes), OPCOMMS_OK);
+    CHECK_EQ(opcomms_routing_table_allow_all(p->routes, 1), OPCOMMS_OK);
+    snprintf(p->log, sizeof p->log, "%s/%s.log", dir, name);
+    strcpy(p->address, "127.0.0.1:0");
+}
+
+static opcomms_err start(party *p, opcomms_error *err) {
+    opcomms_config cfg;
+    opcomms_err rc;
+    opcomms_config_init(&cfg);
+    cfg.address = p->address;
+    cfg.key_pem = p->pem;
+    cfg.key_pem_bytes = p->pem_len;
+    cfg.allow = p->allow;
+    cfg.routes = p->routes;
+    cfg.log_path = p->log;
+    cfg.flags = p->flags;
+    cfg.durability = p->durability;
+    rc = opcomms_new(&cfg, &p->peer, err);
+    if (rc == OPCOMMS_OK) CHECK_EQ(opcomms_get_address(p->peer, p->address, 64), OPCOMMS_OK);
+    if (rc != OPCOMMS_OK) printf("%s\n", err->text);
+    return rc;
+}
+
+static void both(opcomms_key_type type) {
+    opcomms_error err;
+    make(&a, "a", type);
+    make(&b, "b", type);
+    CHECK_EQ(opcomms_allow_list_add(a.allow, b.hash, NULL), OPCOMMS_OK);
+    CHECK_EQ(opcomms_allow_list_add(b.allow, a.hash, "127.0.0.1"), OPCOMMS_OK);
+    CHECK_EQ(start(&a, &err), OPCOMMS_OK);
+    CHECK_EQ(start(&b, &err), OPCOMMS_OK);
+}
+
+static void end(party *p) {
+    char lock[160];
+    opcomms_free(p->peer);
+    p->peer = NULL;
+    opcomms_allow_list_release(p->allow);
+    opcomms_routing_table_release(p->routes);
+    unlink(p->log);
+    snprintf(lock, sizeof lock, "%s.lock", p->log);
+    unlink(lock);
+}
+
+TEST(the_seed_program_works_in_one_thread) {
+    opcomms_identifier from;
+    opcomms_error err;
+    char text[64];
+    size_t len = 0;
+    both(OPCOMMS_KEY_RSA_2048);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "hello", 5, 0, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_check_receive(b.peer, &from, text, sizeof text, &len, &err), OPCOMMS_OK);
+    CHECK(len == 5 && memcmp(text, "hello", 5) == 0);
+    CHECK_STR(from.hash, a.hash);
+    CHECK_EQ(from.id, 0);
+    CHECK_EQ(opcomms_check_receive(b.peer, &from, text, sizeof text, &len, &err), OPCOMMS_E_EMPTY);
+    CHECK_EQ(opcomms_ping(b.peer, a.hash, a.address, 0, &err), OPCOMMS_OK);
+    end(&a);
+    end(&b);
+}
+
+TEST(every_size_and_byte_arrives_as_it_was_sent) {
+    static const size_t sizes[] = {0, 1, 100, 16383, 16384, 16385, 65536, 1000000, 2097000};
+    uint8_t *data = (uint8_t *)malloc(4 << 20), *back = (uint8_t *)malloc(4 << 20);
+    opcomms_error err;
+    size_t i, k, len;
+    both(OPCOMMS_KEY_P256);
+    for (i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        for (k = 0; k < sizes[i]; k++) data[k] = (uint8_t)(k * 7 + k / 256);
+        CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, data, sizes[i], 60000, &err), OPCOMMS_OK);
+        len = 1;
+        if (sizes[i] > 0) {
+            CHECK_EQ(opcomms_check_receive(b.peer, NULL, back, sizes[i] - 1, &len, &err),
+                     OPCOMMS_E_BUFFER);
+            CHECK_EQ(len, sizes[i]);
+        }
+        CHECK_EQ(opcomms_check_receive(b.peer, NULL, back, sizes[i], &len, &err), OPCOMMS_OK);
+        CHECK(len == sizes[i] && memcmp(data, back, len) == 0);
+    }
+    memset(data, 200, 4 << 20);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, data, 2200000, 0, &err), OPCOMMS_E_LIMIT);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, data, 1, 0, &err), OPCOMMS_OK);
+    end(&a);
+    end(&b);
+    free(data);
+    free(back);
+}
+
+TEST(nobody_is_served_who_is_not_meant) {
+    opcomms_error err;
+    party c;
+    size_t len = 0;
+    char text[8];
+    both(OPCOMMS_KEY_P256);
+    make(&c, "c", OPCOMMS_KEY_P256);
+    CHECK_EQ(opcomms_allow_list_add(a.allow, c.hash, NULL), OPCOMMS_OK);
+    CHECK_EQ(opcomms_allow_list_add(c.allow, b.hash, NULL), OPCOMMS_OK);
+    CHECK_EQ(start(&c, &err), OPCOMMS_OK);
+    /* b listens there, not c */
+    CHECK_EQ(opcomms_send(a.peer, c.hash, b.address, "x", 1, 0, &err), OPCOMMS_E_IDENTITY);
+    /* b does not list c */
+    CHECK(opcomms_send(c.peer, b.hash, b.address, "x", 1, 0, &err) != OPCOMMS_OK);
+    /* c does not list a */
+    CHECK_EQ(opcomms_send(c.peer, a.hash, a.address, "x", 1, 0, &err), OPCOMMS_E_NOT_ALLOWED);
+    CHECK_EQ(opcomms_check_receive(b.peer, NULL, text, 8, &len, &err), OPCOMMS_E_EMPTY);
+    CHECK_EQ(opcomms_routing_table_allow_all(b.routes, 0), OPCOMMS_OK);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "x", 1, 0, &err), OPCOMMS_E_ROUTE);
+    end(&c);
+    end(&a);
+    end(&b);
+}
+
+TEST(removal_closes_the_live_connection) {
+    opcomms_error err;
+    size_t len = 0;
+    char text[8];
+    both(OPCOMMS_KEY_P256);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "1", 1, 0, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_allow_list_remove(b.allow, a.hash), OPCOMMS_OK);
+    CHECK(opcomms_send(a.peer, b.hash, b.address, "2", 1, 0, &err) != OPCOMMS_OK);
+    CHECK_EQ(opcomms_check_receive(b.peer, NULL, text, 8, &len, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_check_receive(b.peer, NULL, text, 8, &len, &err), OPCOMMS_E_EMPTY);
+    end(&a);
+    end(&b);
+}
+
+TEST(a_restarted_receiver_keeps_its_mail_and_is_reached_again) {
+    opcomms_message *m = NULL, *n = NULL;
+    opcomms_identifier from;
+    opcomms_error err;
+    char text[8];
+    size_t got = 0;
+    both(OPCOMMS_KEY_P256);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "1", 1, 0, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "2", 1, 0, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_receive(b.peer, 0, &m, &err), OPCOMMS_OK);
+    opcomms_release(m);
+    CHECK_EQ(opcomms_stop(b.peer), OPCOMMS_OK);
+    CHECK_EQ(opcomms_stop(b.peer), OPCOMMS_OK);
+    opcomms_free(b.peer);
+    CHECK_EQ(start(&b, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "3", 1, 0, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_receive(b.peer, 0, &m, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_receive(b.peer, 0, &n, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_message_read(m, 0, text, 8, &got), OPCOMMS_OK);
+    CHECK(got == 1 && text[0] == '1');
+    opcomms_message_from(m, &from);
+    CHECK_STR(from.hash, a.hash);
+    CHECK_EQ(opcomms_ack(n, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_ack(m, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_receive(b.peer, 0, &m, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_message_read(m, 0, text, 8, &got), OPCOMMS_OK);
+    CHECK(got == 1 && text[0] == '3');
+    CHECK_EQ(opcomms_ack(m, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_wait(b.peer, 1), OPCOMMS_E_EMPTY);
+    CHECK_EQ(opcomms_stop(a.peer), OPCOMMS_OK);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "4", 1, 0, &err), OPCOMMS_E_CLOSED);
+    end(&a);
+    end(&b);
+}
+
+TEST(new_says_why_it_fails) {
+    opcomms_error err;
+    party c;
+    both(OPCOMMS_KEY_P256);
+    make(&c, "c", OPCOMMS_KEY_P256);
+    strcpy(c.address, b.address);
+    CHECK_EQ(start(&c, &err), OPCOMMS_E_IN_USE);
+    strcpy(c.address, "localhost:1");
+    CHECK_EQ(start(&c, &err), OPCOMMS_E_ADDRESS);
+    strcpy(c.address, "[::1]:0");
+    CHECK_EQ(start(&c, &err), OPCOMMS_OK);
+    CHECK(strncmp(c.address, "[::1]:", 6) == 0);
+    end(&c);
+    end(&a);
+    end(&b);
+}
+
+static void *sender(void *arg) {
+    size_t i, failed = 0;
+    opcomms_error err;
+    (void)arg;
+    for (i = 0; i < 50; i++) {
+        if (opcomms_send(a.peer, b.hash, b.address, "t", 1, 0, &err) != OPCOMMS_OK) failed++;
+    }
+    return (void *)failed;
+}
+
+TEST(several_threads_send_over_one_peer) {
+    pthread_t t[4];
+    opcomms_error err;
+    opcomms_stats stats;
+    size_t len = 0, i, count = 0;
+    char text[8];
+    both(OPCOMMS_KEY_P256);
+    for (i = 0; i < 4; i++) CHECK_EQ(pthread_create(&t[i], NULL, sender, NULL), 0);
+    for (i = 0; i < 4; i++) {
+        void *failed = NULL;
+        CHECK_EQ(pthread_join(t[i], &failed), 0);
+        CHECK(failed == NULL);
+    }
+    while (opcomms_check_receive(b.peer, NULL, text, 8, &len, &err) == OPCOMMS_OK) count++;
+    CHECK_EQ(count, 200);
+    stats.size = sizeof stats;
+    CHECK_EQ(opcomms_get_stats(b.peer, &stats), OPCOMMS_OK);
+    CHECK_EQ(stats.messages_in, 200);
+    end(&a);
+    end(&b);
+}
+
+TEST(what_was_acknowledged_survives_kill_9) {
+    opcomms_error err;
+    int to_child[2], to_us[2], i;
+    pid_t child;
+    char text[8];
+    size_t len = 0;
+    make(&a, "a", OPCOMMS_KEY_P256);
+    make(&b, "b", OPCOMMS_KEY_P256);
+    CHECK_EQ(opcomms_allow_list_add(a.allow, b.hash, NULL), OPCOMMS_OK);
+    CHECK_EQ(opcomms_allow_list_add(b.allow, a.hash, NULL), OPCOMMS_OK);
+    CHECK(pipe(to_child) == 0 && pipe(to_us) == 0);
+    child = fork();
+    if (child == 0) {
+        char c;
+        if (start(&b, &err) != OPCOMMS_OK) _exit(1);
+        if (write(to_us[1], b.address, sizeof b.address) < 0) _exit(1);
+        (void)!read(to_child[0], &c, 1);
+        _exit(0);
+    }
+    CHECK_EQ(read(to_us[0], b.address, sizeof b.address), (long long)sizeof b.address);
+    CHECK_EQ(start(&a, &err), OPCOMMS_OK);
+    for (i = 0; i < 20; i++) {
+        char c = (char)i;
+        CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, &c, 1, 0, &err), OPCOMMS_OK);
+    }
+    kill(child, SIGKILL);
+    CHECK_EQ(waitpid(child, NULL, 0), child);
+    CHECK_EQ(start(&b, &err), OPCOMMS_OK);
+    for (i = 0; i < 20; i++) {
+        CHECK_EQ(opcomms_check_receive(b.peer, NULL, text, 8, &len, &err), OPCOMMS_OK);
+        CHECK_EQ(text[0], i);
+    }
+    end(&a);
+    end(&b);
+    for (i = 0; i < 2; i++) {
+        close(to_child[i]);
+        close(to_us[i]);
+    }
+}
+
+int main(void) {
+    strcpy(dir, "/tmp/opcomms-test-XXXXXX");
+    if (mkdtemp(dir) == NULL) return 1;
+    RUN(the_seed_program_works_in_one_thread);
+    RUN(every_size_and_byte_arrives_as_it_was_sent);
+    RUN(nobody_is_served_who_is_not_meant);
+    RUN(removal_closes_the_live_connection);
+    RUN(a_restarted_receiver_keeps_its_mail_and_is_reached_again);
+    RUN(new_says_why_it_fails);
+    RUN(several_threads_send_over_one_peer);
+    RUN(what_was_acknowledged_survives_kill_9);
+    {
+        char extra[160];
+        snprintf(extra, sizeof extra, "rm -rf '%s'", dir);
+        (void)!system(extra);
+    }
+    return test_end();
+}
