@@ -7035,7 +7035,8 @@ OPC__FN opcomms_err opc__list_reload(opc__list *l, opc__yaml_fn on, opcomms_erro
 
 /* Writes the rules as YAML. allow_all is written as the reference's reader wants it: exactly the
    word, without a line end. */
-OPC__FN opcomms_err opc__list_save(opc__list *l, const char *path, opcomms_error *err) {
+OPC__FN opcomms_err opc__list_save(opc__list *l, int routes, const char *path,
+                                   opcomms_error *err) {
     opc__list_text t;
     opc__mem mem = l->mem;
     uint32_t i;
@@ -7058,6 +7059,10 @@ OPC__FN opcomms_err opc__list_save(opc__list *l, const char *path, opcomms_error
         if (r->b != NULL) {
             opc__list_put(&t, again ? "  - " : "\n  - ", again ? 4 : 5);
             opc__list_quote(&t, r->b, r->b_len);
+        } else if (routes) { /* a source as such; its destinations, if any, follow */
+            int more = i + 1 < l->now.count &&
+                       opc__rule_bytes(r->a, r->a_len, r[1].a, r[1].a_len) == 0;
+            if (!more) opc__list_put(&t, " []", 3);
         } else if (r->ip.family != 0) {
             opc__id_address_format(&r->ip, 0, ip);
             opc__list_put(&t, " ", 1);
@@ -9603,10 +9608,13 @@ OPC__FN opcomms_err opc__pub_list_all(opc__list *l, int on) {
     return OPCOMMS_OK;
 }
 
-OPC__FN size_t opc__pub_list_count(opc__list *l) {
+/* Rules; sources without destinations do not count. */
+OPC__FN size_t opc__pub_list_count(opc__list *l, int routes) {
     size_t n;
+    uint32_t i;
     opc__mutex_lock(&l->lock);
     n = l->now.count;
+    for (i = 0; routes && i < l->now.count; i++) n -= l->now.rule[i].b == NULL;
     opc__mutex_unlock(&l->lock);
     return n;
 }
@@ -9629,7 +9637,7 @@ OPCOMMS_API int opcomms_allow_list_is_allowed(opcomms_allow_list *list, const ch
 }
 
 OPCOMMS_API size_t opcomms_allow_list_count(opcomms_allow_list *list) {
-    return list == NULL ? 0 : opc__pub_list_count(&list->l);
+    return list == NULL ? 0 : opc__pub_list_count(&list->l, 0);
 }
 
 OPCOMMS_API opcomms_err opcomms_allow_list_load(opcomms_allow_list *list, const char *path,
@@ -9652,7 +9660,7 @@ OPCOMMS_API opcomms_err opcomms_allow_list_reload(opcomms_allow_list *list, opco
 OPCOMMS_API opcomms_err opcomms_allow_list_save(opcomms_allow_list *list, const char *path,
                                                 opcomms_error *err) {
     if (list == NULL || path == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
-    return opc__list_save(&list->l, path, err);
+    return opc__list_save(&list->l, 0, path, err);
 }
 
 OPCOMMS_API opcomms_err opcomms_routing_table_new(const opcomms_allocator *alloc,
@@ -9760,7 +9768,7 @@ OPCOMMS_API int opcomms_routing_table_can_route(opcomms_routing_table *table,
 }
 
 OPCOMMS_API size_t opcomms_routing_table_count(opcomms_routing_table *table) {
-    return table == NULL ? 0 : opc__pub_list_count(&table->l);
+    return table == NULL ? 0 : opc__pub_list_count(&table->l, 1);
 }
 
 OPCOMMS_API opcomms_err opcomms_routing_table_load(opcomms_routing_table *table, const char *path,
@@ -9785,7 +9793,7 @@ OPCOMMS_API opcomms_err opcomms_routing_table_reload(opcomms_routing_table *tabl
 OPCOMMS_API opcomms_err opcomms_routing_table_save(opcomms_routing_table *table, const char *path,
                                                    opcomms_error *err) {
     if (table == NULL || path == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
-    return opc__list_save(&table->l, path, err);
+    return opc__list_save(&table->l, 1, path, err);
 }
 
 /* >>pub-key ==== L4 ==== public functions of keys and certificates */

@@ -1,0 +1,179 @@
+/* Allow list, routing table, identifiers: the reference's verdicts on its own files. */
+#define OPCOMMS_IMPLEMENTATION
+#include "opcomms.h"
+#include "test.h"
+
+/* A Rust debug string after its opening quote; returns the text behind the closing quote. */
+static const char *unescape(const char *s, char *out, size_t *len) {
+    size_t n = 0;
+    while (*s != 0 && *s != '"') {
+        if (*s != '\\') {
+            out[n++] = *s++;
+            continue;
+        }
+        s++;
+        if (*s == 'u') { /* \u{..} in Rust; the capture writes \uXXXX, bytes below 0x100 */
+            unsigned v = 0;
+            s++;
+            sscanf(s, "%4x", &v);
+            s += 4;
+            if (v < 0x80) {
+                out[n++] = (char)v;
+            } else if (v < 0x100) {
+                out[n++] = (char)v; /* a byte of the file; see below for text */
+            } else {
+                out[n++] = (char)(0xe0 | (v >> 12));
+                out[n++] = (char)(0x80 | ((v >> 6) & 63));
+                out[n++] = (char)(0x80 | (v & 63));
+            }
+            continue;
+        }
+        out[n++] = *s == 'n' ? '\n' : (*s == 'r' ? '\r' : (*s == 't' ? '\t' : *s));
+        s++;
+    }
+    if (*s != '"') return NULL; /* the capture cut the line */
+    *len = n;
+    out[n] = 0;
+    return s + 1;
+}
+
+static int excepted(const char *kind, const char *name) {
+    char line[256], want[128];
+    int found = 0;
+    FILE *f = fopen(TEST_DATA "/access/exceptions.txt", "r");
+    snprintf(want, sizeof want, "%s|%s|", kind, name);
+    while (f != NULL && fgets(line, sizeof line, f) != NULL) {
+        if (strncmp(line, want, strlen(want)) == 0) found = 1;
+    }
+    if (f != NULL) fclose(f);
+    return found;
+}
+
+TEST(yaml_files_get_the_verdicts_of_the_reference) {
+    char line[4096];
+    int seen = 0;
+    FILE *f = fopen(TEST_DATA "/access/yaml_parse.txt", "r");
+    CHECK(f != NULL);
+    while (f != NULL && fgets(line, sizeof line, f) != NULL) {
+        char kind[8] = "", name[64], text[4096];
+        const char *quote, *rest;
+        size_t len = 0, n;
+        int want, got;
+        sscanf(line, "%7s", kind);
+        if (strcmp(kind, "allow") != 0 && strcmp(kind, "routes") != 0) continue;
+        snprintf(name, sizeof name, "%.34s", line + 8);
+        for (n = strlen(name); n > 0 && name[n - 1] == ' '; n--) name[n - 1] = 0;
+        quote = line + 8 + 35;
+        if (*quote != '"') quote = strchr(line + 30, '"');
+        rest = unescape(quote + 1, text, &len);
+        if (rest == NULL) continue;
+        if (strcmp(name, "nonascii hash") == 0) { /* a character, not a byte */
+            strcpy(text, "\"\xc3\xa9:1\": [\"h:1\"]\n");
+            len = strlen(text);
+        }
+        want = strstr(rest, "=> OK") != NULL;
+        if (excepted(kind, name)) want = !want;
+        if (strcmp(kind, "allow") == 0) {
+            opcomms_allow_list *l = NULL;
+            opcomms_error err;
+            memset(&err, 0, sizeof err);
+            CHECK_EQ(opcomms_allow_list_new(NULL, &l), OPCOMMS_OK);
+            got = opcomms_allow_list_load_text(l, text, len, &err) == OPCOMMS_OK;
+            if (!got) CHECK(err.line > 0 && err.text[0] != 0);
+            if (!got) CHECK_EQ(opcomms_allow_list_count(l), 0);
+            opcomms_allow_list_release(l);
+        } else {
+            opcomms_routing_table *t = NULL;
+            opcomms_error err;
+            memset(&err, 0, sizeof err);
+            CHECK_EQ(opcomms_routing_table_new(NULL, &t), OPCOMMS_OK);
+            got = opcomms_routing_table_load_text(t, text, len, &err) == OPCOMMS_OK;
+            if (!got) CHECK(err.line > 0 && err.text[0] != 0);
+            opcomms_routing_table_release(t);
+        }
+        if (got != want) printf("%s: %s: got %d\n", kind, name, got);
+        CHECK_EQ(got, want);
+        seen++;
+    }
+    if (f != NULL) fclose(f);
+    CHECK(seen > 95);
+}
+
+TEST(identifiers_follow_both_grammars) {
+    static const struct {
+        const char *text;
+        int ident, route;
+    } cases[] = {{"abc:1", 1, 1},   {"abc: 1 ", 1, 0}, {" abc :1", 1, 1}, {":1", 0, 1},
+                 {"abc:", 0, 0},    {"abc", 0, 0},     {"a:b:c", 0, 0},   {"abc:256", 0, 0},
+                 {"abc:+5", 1, 1},  {"abc:-0", 0, 0},  {"abc:~", 0, 1},   {"abc:00000001", 1, 1},
+                 {" :1", 0, 1},     {"abc:255", 1, 1}, {"", 0, 0},        {":", 0, 0}};
+    size_t i;
+    for (i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        opcomms_identifier id;
+        CHECK_EQ(opcomms_identifier_parse(cases[i].text, &id) == OPCOMMS_OK, cases[i].ident);
+        CHECK_EQ(opcomms_route_identifier_parse(cases[i].text, &id) == OPCOMMS_OK, cases[i].route);
+    }
+}
+
+TEST(a_list_saved_and_loaded_is_the_same) {
+    const char *h1 = "6a3bdd7f625c39fcca1c74c225a8073b3510ebc82803aa972070995c7296445f";
+    opcomms_allow_list *l = NULL, *m = NULL;
+    opcomms_routing_table *t = NULL, *u = NULL;
+    opcomms_identifier from, to;
+    opcomms_error err;
+    char path[] = "/tmp/opcomms-test-XXXXXX";
+    int fd = mkstemp(path);
+    CHECK(fd >= 0);
+    close(fd);
+    CHECK_EQ(opcomms_allow_list_new(NULL, &l), OPCOMMS_OK);
+    CHECK_EQ(opcomms_allow_list_new(NULL, &m), OPCOMMS_OK);
+    CHECK_EQ(opcomms_allow_list_add(l, h1, "::ffff:127.0.0.1"), OPCOMMS_OK);
+    CHECK_EQ(opcomms_allow_list_save(l, path, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_allow_list_load(m, path, &err), OPCOMMS_OK);
+    CHECK(opcomms_allow_list_is_allowed(m, h1, "127.0.0.1"));
+    CHECK(!opcomms_allow_list_is_allowed(m, h1, "127.0.0.2"));
+    CHECK_EQ(opcomms_allow_list_remove(m, h1), OPCOMMS_OK);
+    CHECK(!opcomms_allow_list_is_allowed(m, h1, NULL));
+    CHECK_EQ(opcomms_allow_list_reload(m, &err), OPCOMMS_OK);
+    CHECK(opcomms_allow_list_is_allowed(m, h1, NULL));
+    CHECK_EQ(opcomms_allow_list_load_text(m, "a: 1.2.3.4\nb: nonsense\n", 23, &err), OPCOMMS_E_SYNTAX);
+    CHECK_EQ(err.line, 2);
+    CHECK(opcomms_allow_list_is_allowed(m, h1, NULL)); /* nothing has changed */
+    CHECK_EQ(opcomms_allow_list_allow_all(l, 1), OPCOMMS_OK);
+    CHECK_EQ(opcomms_allow_list_save(l, path, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_allow_list_load(m, path, &err), OPCOMMS_OK);
+    CHECK(opcomms_allow_list_is_allowed(m, "anybody", "1.2.3.4"));
+
+    CHECK_EQ(opcomms_routing_table_new(NULL, &t), OPCOMMS_OK);
+    CHECK_EQ(opcomms_routing_table_new(NULL, &u), OPCOMMS_OK);
+    CHECK_EQ(opcomms_routing_table_add(t, "a:1", "b:~"), OPCOMMS_OK);
+    CHECK_EQ(opcomms_routing_table_add(t, "a:1", "c:3"), OPCOMMS_OK);
+    CHECK_EQ(opcomms_routing_table_add(t, "x:~", "b:7"), OPCOMMS_OK);
+    CHECK_EQ(opcomms_routing_table_save(t, path, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_routing_table_load(u, path, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_route_identifier_parse("a:1", &from), OPCOMMS_OK);
+    CHECK_EQ(opcomms_route_identifier_parse("b:200", &to), OPCOMMS_OK);
+    CHECK(opcomms_routing_table_can_route(u, &from, &to));
+    CHECK(!opcomms_routing_table_can_route(u, &to, &from));
+    CHECK_EQ(opcomms_routing_table_remove_all_to(u, "b:~"), OPCOMMS_OK);
+    CHECK(!opcomms_routing_table_can_route(u, &from, &to));
+    CHECK_EQ(opcomms_routing_table_remove_all_from(u, "a:1"), OPCOMMS_OK);
+    CHECK_EQ(opcomms_routing_table_count(u), 1);
+    CHECK_EQ(opcomms_routing_table_load(u, path, &err), OPCOMMS_OK); /* loaded, saved, loaded */
+    CHECK_EQ(opcomms_routing_table_save(u, path, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_routing_table_load(u, path, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_routing_table_count(u), 3);
+    CHECK(opcomms_routing_table_can_route(u, &from, &to));
+    unlink(path);
+    opcomms_allow_list_release(l);
+    opcomms_allow_list_release(m);
+    opcomms_routing_table_release(t);
+    opcomms_routing_table_release(u);
+}
+
+int main(void) {
+    RUN(yaml_files_get_the_verdicts_of_the_reference);
+    RUN(identifiers_follow_both_grammars);
+    RUN(a_list_saved_and_loaded_is_the_same);
+    return test_end();
+}
