@@ -3,7 +3,13 @@ CC ?= cc
 CFLAGS ?= -O2
 BUILD := build
 
-all: $(BUILD)/libopcomms.a ## static library
+all: $(BUILD)/libopcomms.a examples ## static library and examples
+
+examples: $(BUILD)/hello $(BUILD)/chat
+
+$(BUILD)/%: examples/%.c opcomms.h | deps
+	@mkdir -p $(BUILD)
+	$(CC) $(CFLAGS) $< -I. -lbearssl -lpthread -o $@
 
 $(BUILD)/libopcomms.a: opcomms.h | deps
 	@mkdir -p $(BUILD)
@@ -17,10 +23,13 @@ deps: ## installs what is missing, by package name
 test: deps ## all tests
 	@sh tests/run.sh
 
+demo: examples ## two operators exchange messages, a third is turned away
+	@sh tests/demo.sh
+
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
 
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all deps test help clean
+.PHONY: all examples demo deps test help clean

@@ -30,6 +30,12 @@ if command -v g++ >/dev/null 2>&1; then
 fi
 step "only opcomms_ symbols" sh -c "! nm -g --defined-only '$out/c99.o' | grep -v ' T opcomms_'"
 
+step "examples by the cc line in their first comment" sh -c 'for f in examples/*.c; do
+    line=$(sed -n "s/^ *\(cc .*-lpthread -o [a-z_]*\).*/\1/p" "$f" | head -1)
+    [ -n "$line" ] || exit 1
+    (cd examples && $line && rm -f "$(basename "$f" .c)") || exit 1
+done'
+step "demo" make -s demo
 for src in tests/unit/test_*.c tests/api/test_*.c tests/sim/test_*.c; do
     [ -e "$src" ] || continue
     name=$(basename "$src" .c)
