@@ -178,6 +178,9 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
 #elif !defined(_POSIX_C_SOURCE)
 #define _POSIX_C_SOURCE 200809L
 #endif
+#if !defined(_FILE_OFFSET_BITS)
+#define _FILE_OFFSET_BITS 64 /* logs beyond 2 GiB on 32-bit machines */
+#endif
 #endif
 
 #include <stddef.h>
@@ -5205,6 +5208,29 @@ OPC__FN int opc__tls_will_sign(const opc__tls *t) {
     return t->is_server ? !t->spoke : !t->ready;
 }
 
+#define OPC__TLS_ALERT 7u
+
+/* The engine refuses a certificate without a word. This is the word: a fatal alert (RFC 5246 7.2),
+   in the clear because neither side has changed its cipher yet. 0: there is nothing to say. */
+OPC__FN size_t opc__tls_alert(const opc__tls *t, uint8_t out[OPC__TLS_ALERT]) {
+    static const uint8_t head[6] = {21, 3, 3, 0, 2, 2};
+    int code = t->eng == NULL || t->ready ? 0 : br_ssl_engine_last_error(t->eng);
+    if (code < 32 || code >= 64) return 0; /* not a certificate's fault */
+    memcpy(out, head, sizeof head);
+    if (t->refusal != OPCOMMS_OK) {
+        out[6] = 46; /* certificate_unknown, as the reference answers an unlisted key */
+    } else if (code == BR_ERR_X509_EXPIRED) {
+        out[6] = 45;
+    } else if (code == BR_ERR_X509_NOT_TRUSTED) {
+        out[6] = 48;
+    } else if (code == BR_ERR_X509_BAD_SIGNATURE) {
+        out[6] = 51;
+    } else {
+        out[6] = 42;
+    }
+    return OPC__TLS_ALERT;
+}
+
 OPC__FN void opc__tls_close(opc__tls *t) {
     if (t->closing || t->eng == NULL) return;
     t->closing = 1;
@@ -7110,17 +7136,17 @@ OPC__FN int opc__allow_check(opcomms_allow_list *a, const uint8_t hash[32],
     return ok;
 }
 
-/* Could any entry admit this address? */
+/* Could any entry admit this address? 2: an entry names it, 1: some entry takes any address. */
 OPC__FN int opc__allow_address(opcomms_allow_list *a, const opcomms_address *from) {
     uint32_t i;
-    int ok;
+    int named = 0, any;
     opc__allow_lock(a);
-    ok = a->l.now.all || a->l.now.any_ip > 0;
-    for (i = 0; !ok && i < a->l.now.count; i++) {
-        ok = opc__id_ip_equal(&a->l.now.rule[i].ip, from);
+    any = a->l.now.all || a->l.now.any_ip > 0;
+    for (i = 0; !named && i < a->l.now.count; i++) {
+        named = opc__id_ip_equal(&a->l.now.rule[i].ip, from);
     }
     opc__allow_unlock(a);
-    return ok;
+    return named ? 2 : any;
 }
 
 OPC__FN uint64_t opc__allow_generation(opcomms_allow_list *a) {
@@ -7162,14 +7188,15 @@ OPC__FN const char *opc__route_event(void *user, int event, const char *text, si
         opc__id_format(&t, &id);
     }
     if (event == OPC__YAML_KEY) {
-        uint32_t i;
+        uint32_t at;
         memcpy(r->key, norm, t.len);
         r->key_len = t.len;
-        for (i = r->rules.count; i > 0; i--) { /* the last of equal keys wins */
-            opc__rule *x = &r->rules.rule[i - 1];
-            if (opc__rule_bytes(x->a, x->a_len, norm, (uint32_t)t.len) == 0) {
-                opc__rules_drop(r->mem, &r->rules, i - 1);
-            }
+        opc__rule_key(&key, norm, t.len, NULL, 0);
+        at = opc__rules_at(&r->rules, &key);
+        while (at < r->rules.count && /* the last of equal keys wins */
+               opc__rule_bytes(r->rules.rule[at].a, r->rules.rule[at].a_len, norm,
+                               (uint32_t)t.len) == 0) {
+            opc__rules_drop(r->mem, &r->rules, at);
         }
         return NULL;
     }
@@ -7265,9 +7292,10 @@ OPC__FN void opc__limit_init(opc__limit *l, uint64_t now_us, uint32_t per_second
 }
 
 /* One handshake from this address now? One address gets half of what all get together, so that a
-   single busy stranger cannot use up the rate. */
-OPC__FN int opc__limit_handshake(opc__limit *l, const opcomms_address *from, uint64_t now_us,
-                                 uint32_t per_second) {
+   single busy stranger cannot use up the rate. An address that the allow list names is charged to
+   its own bucket only, so that no number of strangers can use it up. */
+OPC__FN int opc__limit_handshake(opc__limit *l, const opcomms_address *from, int named,
+                                 uint64_t now_us, uint32_t per_second) {
     uint32_t half = per_second > 1 ? per_second / 2 : 1;
     size_t i, slot = 0;
     OPCOMMS_ASSERT(from != NULL);
@@ -7285,7 +7313,7 @@ OPC__FN int opc__limit_handshake(opc__limit *l, const opcomms_address *from, uin
         l->by_address[i].bucket.tokens_milli = (uint64_t)half * 1000u;
     }
     if (!opc__bucket_take(&l->by_address[i].bucket, now_us, half, half)) return 0;
-    return opc__bucket_take(&l->all, now_us, per_second, per_second);
+    return named || opc__bucket_take(&l->all, now_us, per_second, per_second);
 }
 
 /* >>conn ==== L3 ==== one connection: frames and requests over TLS; no socket, no clock */
@@ -8402,9 +8430,9 @@ struct opcomms_peer {
     opc__cond flush_start;
     int flush_wanted;
     int flush_quit;
-    int in_callback;
     pthread_t callback_thread;
 #endif
+    int in_callback;
 };
 
 OPC__FN void opc__node_say(opcomms_peer *p, int level, const char *text, const char *more) {
@@ -8422,26 +8450,22 @@ OPC__FN void opc__node_say(opcomms_peer *p, int level, const char *text, const c
 OPC__FN void opc__node_unlock(opcomms_peer *p) {
     opc__log_line lines[OPC__NODE_LOG_LINES];
     uint32_t i, n = p->lines_count;
-#if !defined(OPCOMMS_NO_THREADS)
     if (p->in_callback) n = 0; /* another delivery is under way; the lines wait for the next */
-#endif
     if (n == 0) {
         opc__mutex_unlock(&p->lock);
         return;
     }
     memcpy(lines, p->lines, n * sizeof lines[0]);
     p->lines_count = 0;
-#if !defined(OPCOMMS_NO_THREADS)
     p->in_callback = 1;
+#if !defined(OPCOMMS_NO_THREADS)
     p->callback_thread = pthread_self();
 #endif
     opc__mutex_unlock(&p->lock);
     for (i = 0; i < n; i++) p->cfg.log(p->cfg.log_user, lines[i].level, lines[i].text);
-#if !defined(OPCOMMS_NO_THREADS)
     opc__mutex_lock(&p->lock);
     p->in_callback = 0;
     opc__mutex_unlock(&p->lock);
-#endif
 }
 
 /* Is the caller inside a callback of this peer? Called with the lock held. */
@@ -8449,8 +8473,7 @@ OPC__FN int opc__node_inside(const opcomms_peer *p) {
 #if !defined(OPCOMMS_NO_THREADS)
     return p->in_callback && opc__thread_is_self(p->callback_thread);
 #else
-    (void)p;
-    return 0;
+    return p->in_callback;
 #endif
 }
 
@@ -8736,15 +8759,22 @@ OPC__FN int opc__node_make_way(opcomms_peer *p, uint32_t newcomers) {
 OPC__FN int opc__node_admit(opcomms_peer *p, const opcomms_address *from, uint64_t now_us) {
     opc__crowd crowd;
     uint32_t inbound_max = p->cfg.connections_max - (p->cfg.connections_max + 3u) / 4u;
+    uint32_t handshakes_max = p->cfg.handshakes_max;
+    int known = opc__allow_address(p->allow, from), named = known == 2;
     if (inbound_max == 0) inbound_max = 1;
-    if (!opc__allow_address(p->allow, from)) {
+    if (known == 0) {
         p->stats.refused_address++;
         return 0;
     }
+    /* A quarter of the places stays free for addresses that an entry names. */
+    if (!named) {
+        inbound_max -= inbound_max / 4u;
+        handshakes_max -= handshakes_max / 4u;
+    }
     opc__node_crowd(p, from, &crowd);
     if (crowd.same_address >= p->cfg.connections_per_address || p->slots_count >= inbound_max ||
-        !opc__limit_handshake(&p->limit, from, now_us, p->cfg.handshakes_per_second) ||
-        (crowd.handshakes >= p->cfg.handshakes_max &&
+        !opc__limit_handshake(&p->limit, from, named, now_us, p->cfg.handshakes_per_second) ||
+        (crowd.handshakes >= handshakes_max &&
          !opc__node_make_way(p, crowd.same_handshakes))) {
         p->stats.refused_limit++;
         return 0;
@@ -8799,21 +8829,45 @@ OPC__FN void opc__node_accept(opcomms_peer *p, uint64_t now_us) {
     }
 }
 
+/* Who is at the other end of a socket. */
+typedef struct opc__end {
+    intptr_t sock;
+    const uint8_t *hash; /* NULL: not known yet */
+    const opcomms_address *address;
+} opc__end;
+
+/* Looks up and sends under the list's lock: when a removal has returned, nothing more goes to that
+   key. The socket does not block, so the lock is held for one system call at most. */
+OPC__FN opcomms_err opc__node_put(opcomms_peer *p, const opc__end *e, const uint8_t *data,
+                                  size_t len, size_t *put) {
+    opcomms_err rc = OPCOMMS_E_NOT_ALLOWED;
+    int os = 0;
+    if (e->hash == NULL) {
+        return p->plat->sock_send(p->plat->user, e->sock, data, len, put, &os);
+    }
+    opc__allow_lock(p->allow);
+    if (opc__allow_check_locked(p->allow, e->hash, e->address)) {
+        rc = p->plat->sock_send(p->plat->user, e->sock, data, len, put, &os);
+    }
+    opc__allow_unlock(p->allow);
+    return rc;
+}
+
 /* Moves bytes between a socket and TLS; answers 1 when anything moved. Shared by slots and links. */
-OPC__FN int opc__node_wire(const opcomms_platform *plat, intptr_t sock, opc__conn *c,
-                           int may_recv) {
+OPC__FN int opc__node_wire(opcomms_peer *p, const opc__end *e, opc__conn *c, int may_recv) {
+    const opcomms_platform *plat = p->plat;
     int moved = 0, os = 0;
     size_t len = 0;
     opcomms_err rc;
     const uint8_t *out = opc__tls_out(&c->tls, &len);
     if (out != NULL && len > 0) {
         size_t put = 0;
-        rc = plat->sock_send(plat->user, sock, out, len, &put, &os);
+        rc = opc__node_put(p, e, out, len, &put);
         if (rc == OPCOMMS_OK) {
             opc__tls_out_done(&c->tls, put);
             moved = put > 0;
         } else if (rc != OPCOMMS_E_AGAIN) {
-            opc__conn_kill(c, OPCOMMS_E_CLOSED);
+            opc__conn_kill(c, rc == OPCOMMS_E_NOT_ALLOWED ? rc : OPCOMMS_E_CLOSED);
             return 0;
         }
     }
@@ -8821,7 +8875,7 @@ OPC__FN int opc__node_wire(const opcomms_platform *plat, intptr_t sock, opc__con
         size_t room = 0, got = 0;
         uint8_t *in = opc__tls_in(&c->tls, &room);
         if (in == NULL || room == 0) return moved;
-        rc = plat->sock_recv(plat->user, sock, in, room, &got, &os);
+        rc = plat->sock_recv(plat->user, e->sock, in, room, &got, &os);
         if (rc == OPCOMMS_OK && got > 0) {
             opc__tls_in_done(&c->tls, got);
             moved = 1;
@@ -8833,6 +8887,26 @@ OPC__FN int opc__node_wire(const opcomms_platform *plat, intptr_t sock, opc__con
         }
     }
     return moved;
+}
+
+OPC__FN int opc__node_slot_wire(opcomms_peer *p, opc__slot *s, int may_recv) {
+    opc__end e;
+    e.sock = s->sock;
+    e.hash = opc__tls_peer(&s->conn.tls);
+    e.address = &s->address;
+    return opc__node_wire(p, &e, &s->conn, may_recv);
+}
+
+/* Tells a peer whose certificate was refused by which alert, as far as that works without waiting.
+   1: told; its end should be awaited, because closing with unread input could lose the alert. */
+OPC__FN int opc__node_alert(const opcomms_platform *plat, intptr_t sock, const opc__conn *c) {
+    uint8_t alert[OPC__TLS_ALERT];
+    size_t len = opc__tls_alert(&c->tls, alert), put = 0;
+    int os = 0;
+    if (len == 0) return 0;
+    if (plat->sock_send(plat->user, sock, alert, len, &put, &os) != OPCOMMS_OK) return 0;
+    plat->sock_shutdown(plat->user, sock, 0);
+    return 1;
 }
 
 OPC__FN void opc__node_slot_admitted(opcomms_peer *p, opc__slot *s) {
@@ -8858,15 +8932,14 @@ OPC__FN void opc__node_slot_pump(opcomms_peer *p, opc__slot *s, uint64_t now_us)
                 p->signs++;
             }
         }
-        moved = opc__node_wire(p->plat, s->sock, c, recv_now);
+        moved = opc__node_slot_wire(p, s, recv_now);
         opc__conn_step(c, now_us);
         if (c->state == OPC__CONN_OPEN && !s->admitted) opc__node_slot_admitted(p, s);
         if (!moved) break;
         if (round + 1 == OPC__NODE_ROUNDS) p->more = 1;
     }
     /* What the last step produced leaves at once instead of in the next step. */
-    if (c->state != OPC__CONN_DEAD && opc__node_wire(p->plat, s->sock, c, 0) &&
-        c->out_stage != OPC__OUT_IDLE) {
+    if (c->state != OPC__CONN_DEAD && opc__node_slot_wire(p, s, 0) && c->out_stage != OPC__OUT_IDLE) {
         p->more = 1; /* the frame goes on as soon as the record is out */
     }
     if (c->more) p->more = 1;
@@ -8913,6 +8986,10 @@ OPC__FN int opc__node_slot_reap(opcomms_peer *p, uint32_t i, uint64_t now_us) {
     if (!s->admitted) {
         p->stats.handshakes_failed++;
         opc__node_say(p, OPCOMMS_LOG_INFO, "handshake failed: ", opc__err_text(c->error));
+        if (opc__node_alert(p->plat, s->sock, c)) {
+            s->linger_until_us = now_us + OPC__NODE_LINGER_US;
+            return 0;
+        }
     }
     if (!s->admitted || c->input_ended || c->error == OPCOMMS_E_NOT_ALLOWED) {
         opc__node_slot_close(p, i);
@@ -8946,13 +9023,21 @@ OPC__FN void opc__link_close(opc__link *l) {
     l->reused = 0;
 }
 
+OPC__FN int opc__link_wire(opc__link *l, int may_recv) {
+    opc__end e;
+    e.sock = l->sock;
+    e.hash = l->hash;
+    e.address = &l->address;
+    return opc__node_wire(l->peer, &e, &l->conn, may_recv);
+}
+
 /* Says goodbye on an idle connection, as far as that works without waiting, and closes it. */
 OPC__FN void opc__link_end(opc__link *l) {
     const opcomms_platform *plat = l->peer->plat;
     if (l->sock == OPCOMMS_NO_HANDLE) return;
     if (!l->connecting && l->conn.state == OPC__CONN_OPEN) {
         opc__conn_end(&l->conn);
-        (void)opc__node_wire(plat, l->sock, &l->conn, 0);
+        (void)opc__link_wire(l, 0);
         plat->sock_shutdown(plat->user, l->sock, 0);
     }
     opc__link_close(l);
@@ -8981,23 +9066,49 @@ OPC__FN opcomms_err opc__link_connect(opc__link *l, int *os_code) {
     return OPCOMMS_OK;
 }
 
-OPC__FN void opc__link_finish(opc__call *call, opcomms_err rc, int os_code, int tls_code) {
-    call->result = opc__err_set(&call->detail, rc, os_code, NULL);
+OPC__FN void opc__link_finish(opc__call *call, opcomms_err rc, int os_code, int tls_code,
+                              const char *more) {
+    char text[96];
+    opc__text t;
+    opc__text_init(&t, text, sizeof text);
+    if (more != NULL) opc__text_str(&t, more);
+    if (tls_code != 0) {
+        int alert = tls_code >= 256;
+        opc__text_str(&t, more != NULL ? "; " : "");
+        opc__text_str(&t, alert ? (tls_code >= 512 ? "sent TLS alert "
+                                                                       : "received TLS alert ")
+                                : "TLS engine error ");
+        opc__text_i64(&t, alert ? tls_code & 255 : tls_code);
+    }
+    call->result = opc__err_set(&call->detail, rc, os_code, text);
     call->detail.tls_code = tls_code;
     call->done = 1;
 }
 
+/* Reads what has arrived already and throws it away, so that closing does not reset. */
+OPC__FN void opc__link_drain(opc__link *l) {
+    const opcomms_platform *plat = l->peer->plat;
+    uint8_t sink[512];
+    uint32_t n;
+    for (n = 0; n < 32; n++) {
+        size_t got = 0;
+        int os = 0;
+        opcomms_err rc = plat->sock_recv(plat->user, l->sock, sink, sizeof sink, &got, &os);
+        if (rc != OPCOMMS_OK || got == 0) return;
+    }
+}
+
 /* Ends every call with rc. */
-OPC__FN void opc__link_fail_all(opc__link *l, opcomms_err rc, int os_code) {
+OPC__FN void opc__link_fail_all(opc__link *l, opcomms_err rc, int os_code, const char *more) {
     opc__call *call;
     int tls_code = l->conn.tls_code;
     while ((call = l->conn.waiting) != NULL) {
         l->conn.waiting = call->next;
-        opc__link_finish(call, OPCOMMS_E_UNKNOWN_OUTCOME, os_code, tls_code);
+        opc__link_finish(call, OPCOMMS_E_UNKNOWN_OUTCOME, os_code, tls_code, more);
     }
     while ((call = l->conn.calls) != NULL) {
         l->conn.calls = call->next;
-        opc__link_finish(call, rc, os_code, tls_code);
+        opc__link_finish(call, rc, os_code, tls_code, more);
     }
     opc__cond_all(&l->changed);
 }
@@ -9008,13 +9119,22 @@ OPC__FN void opc__link_died(opc__link *l, opcomms_err why, int os_code) {
     opc__call *call;
     int again = l->reused && (why == OPCOMMS_E_CLOSED || why == OPCOMMS_E_TLS);
     int tls_code = l->conn.tls_code;
+    const char *more = NULL;
+    if (!l->connecting && !opc__tls_ready(&l->conn.tls) && tls_code == 0 &&
+        (why == OPCOMMS_E_CLOSED || why == OPCOMMS_E_TLS)) {
+        more = "closed by the peer during the handshake; its allow list may not admit us";
+        why = OPCOMMS_E_TLS;
+    }
     if (why == OPCOMMS_E_CLOSED && !l->reused) why = OPCOMMS_E_CONNECT;
     while ((call = l->conn.waiting) != NULL) {
         l->conn.waiting = call->next;
         opc__link_finish(call, why == OPCOMMS_E_PROTOCOL ? why : OPCOMMS_E_UNKNOWN_OUTCOME,
-                         os_code, tls_code);
+                         os_code, tls_code, more);
     }
-    if (!again) opc__link_fail_all(l, why, os_code);
+    if (!again) opc__link_fail_all(l, why, os_code, more);
+    if (l->sock != OPCOMMS_NO_HANDLE && opc__node_alert(l->peer->plat, l->sock, &l->conn)) {
+        opc__link_drain(l);
+    }
     opc__link_close(l);
     l->conn.out_stage = OPC__OUT_IDLE;
     opc__cond_all(&l->changed);
@@ -9029,7 +9149,7 @@ OPC__FN int opc__link_pump(opc__link *l) {
     opcomms_err rc;
     if (l->sock == OPCOMMS_NO_HANDLE) {
         rc = opc__link_connect(l, &os);
-        if (rc != OPCOMMS_OK) opc__link_fail_all(l, rc, os);
+        if (rc != OPCOMMS_OK) opc__link_fail_all(l, rc, os, NULL);
         return 0;
     }
     if (l->connecting) {
@@ -9048,13 +9168,13 @@ OPC__FN int opc__link_pump(opc__link *l) {
     }
     for (round = 0; round < OPC__NODE_ROUNDS; round++) {
         uint64_t answers = l->conn.answers;
-        int moved = opc__node_wire(p->plat, l->sock, &l->conn, 1), more = moved;
+        int moved = opc__link_wire(l, 1), more = moved;
         uint32_t reads = 0;
         /* A kept connection may have been closed while it was idle. Everything that has arrived is
            read before a request goes out, so that it is not written into a dead connection. */
-        while (more && reads++ < 64 && l->reused && l->conn.waiting == NULL && l->conn.out_stage == OPC__OUT_IDLE &&
-               !opc__tls_closed(&l->conn.tls)) {
-            more = opc__node_wire(p->plat, l->sock, &l->conn, 1);
+        while (more && reads++ < 64 && l->reused && l->conn.waiting == NULL &&
+               l->conn.out_stage == OPC__OUT_IDLE && !opc__tls_closed(&l->conn.tls)) {
+            more = opc__link_wire(l, 1);
         }
         if (l->conn.input_ended && l->conn.state == OPC__CONN_OPEN && l->conn.waiting == NULL) {
             opc__conn_kill(&l->conn, OPCOMMS_E_CLOSED);
@@ -9073,7 +9193,7 @@ OPC__FN int opc__link_pump(opc__link *l) {
         }
         if (!moved) break;
     }
-    return opc__node_wire(p->plat, l->sock, &l->conn, 0) && l->conn.calls != NULL;
+    return opc__link_wire(l, 0) && l->conn.calls != NULL;
 }
 
 /* Takes a call whose time is up out of the link. */
@@ -9083,7 +9203,7 @@ OPC__FN void opc__link_give_up(opc__link *l, opc__call *call) {
     if (l->conn.calls == call && l->conn.out_stage != OPC__OUT_IDLE) {
         opc__call *rest = call->next; /* half a frame is out: this connection is lost */
         l->conn.calls = NULL;
-        opc__link_finish(call, rc, 0, 0);
+        opc__link_finish(call, rc, 0, 0, NULL);
         l->conn.calls = rest;
         opc__conn_kill(&l->conn, OPCOMMS_E_CLOSED);
         if (l->sock != OPCOMMS_NO_HANDLE) { /* wakes the owner, which cleans up */
@@ -9099,7 +9219,7 @@ OPC__FN void opc__link_give_up(opc__link *l, opc__call *call) {
     }
     OPCOMMS_ASSERT(*at == call);
     *at = call->next;
-    opc__link_finish(call, rc, 0, 0);
+    opc__link_finish(call, rc, 0, 0, NULL);
 }
 
 OPC__FN void opc__link_free(opcomms_peer *p, uint32_t i) {
@@ -9287,7 +9407,7 @@ OPC__FN void opc__node_step(opcomms_peer *p, size_t n) {
     for (i = p->slots_count; i > 0; i--) {
         if (p->stopping && p->slots[i - 1]->admitted && opc__conn_quiet(&p->slots[i - 1]->conn)) {
             opc__conn_end(&p->slots[i - 1]->conn);
-            (void)opc__node_wire(p->plat, p->slots[i - 1]->sock, &p->slots[i - 1]->conn, 0);
+            (void)opc__node_slot_wire(p, p->slots[i - 1], 0);
         } else if (p->stopping && !p->slots[i - 1]->admitted) {
             opc__conn_kill(&p->slots[i - 1]->conn, OPCOMMS_E_CLOSED);
         }
@@ -9403,7 +9523,10 @@ OPC__FN void opc__run_end(opcomms_peer *p) {
     if ((p->cfg.flags & OPCOMMS_NO_BACKGROUND) && p->fds != NULL && p->store != NULL) {
         uint64_t stop_at = opc__node_now(p) + OPC__NODE_STOP_US;
         opc__mutex_lock(&p->lock);
+        while (p->pumping) opc__cond_wait(&p->changed, &p->lock, 1000u); /* another thread's poll */
+        p->pumping = 1;
         while (!opc__run_drained(p) && opc__node_now(p) < stop_at) (void)opc__run_once(p, 20);
+        p->pumping = 0;
         opc__node_unlock(p);
     }
 }
@@ -9419,6 +9542,7 @@ OPC__FN opcomms_err opc__run_pump(opcomms_peer *p, int32_t most_ms) {
         p->pumping = 1;
         rc = opc__run_once(p, most_ms);
         p->pumping = 0;
+        opc__cond_all(&p->changed);
     }
     opc__node_unlock(p);
     return rc;
@@ -9462,8 +9586,9 @@ OPC__FN void opc__run_call(opc__link *l, opc__call *call) {
     while (!call->done) {
         uint64_t now = opc__node_now(p);
         if (l->kill != OPCOMMS_OK && !l->owned) {
-            opc__link_fail_all(l, l->kill, 0);
+            opc__link_fail_all(l, l->kill, 0, NULL);
             opc__link_close(l);
+            l->kill = OPCOMMS_OK; /* who calls from now on has been looked up anew */
             break;
         }
         if (now >= call->deadline_us) {
@@ -10244,20 +10369,11 @@ OPC__FN opcomms_err opc__pub_enter(opcomms_peer *p, const char *hash, const char
 }
 
 OPC__FN void opc__pub_leave(opcomms_peer *p, opc__link *l, int sent) {
-    uint32_t i;
     opc__mutex_lock(&p->lock);
     OPCOMMS_ASSERT(l->refs > 0);
     l->refs--;
     l->used_us = opc__node_now(p);
     if (sent) p->stats.messages_out++;
-    if (l->refs == 0 && l->kill != OPCOMMS_OK) {
-        for (i = 0; i < p->links_count; i++) {
-            if (p->links[i] == l) {
-                opc__link_free(p, i);
-                break;
-            }
-        }
-    }
     if (p->stopping) opc__cond_all(&p->changed);
     opc__node_unlock(p);
 }
@@ -10642,6 +10758,8 @@ OPCOMMS_API opcomms_err opcomms_stop(opcomms_peer *peer) {
     opc__node_unlock(peer);
     opc__run_end(peer);
     opc__mutex_lock(&peer->lock);
+    /* A flush in the thread of a caller that is consuming a message still uses the store. */
+    while (peer->flushing) opc__cond_wait(&peer->changed, &peer->lock, 50000u);
     rc = opc__pub_close(peer);
     peer->failed = rc;
     peer->stopped = 1;
