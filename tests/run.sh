@@ -37,7 +37,7 @@ for src in tests/unit/test_*.c tests/api/test_*.c tests/sim/test_*.c; do
     name=$(basename "$src" .c)
     wanted "$name" || continue
     if ${CC:-cc} -std=gnu11 -g -O1 -Wall -Wextra ${san:+-fsanitize=$san -fno-sanitize-recover=all} \
-        -I. -Itests -Itests/unit -Itests/sim "$src" -lbearssl -lpthread -o "$out/$name" \
+        -I. -Itests -Itests/unit -Itests/api -Itests/sim "$src" -lbearssl -lpthread -o "$out/$name" \
         >"$out/log" 2>&1; then
         timeout 200 "$out/$name" >"$out/log" 2>&1
         count "$name" $?
