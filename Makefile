@@ -1,11 +1,15 @@
-# opcomms.h: make, make test, make help
+# opcomms.h: make, make demo, make test, make help
 CC ?= cc
 CFLAGS ?= -O2
 BUILD := build
+T ?= 30
+
+LIBRARY_NEEDS := libbearssl-dev:/usr/include/bearssl.h
+TEST_NEEDS := $(LIBRARY_NEEDS) g++:g++ clang:clang musl-tools:musl-gcc openssl:openssl
 
 all: $(BUILD)/libopcomms.a examples ## static library and examples
 
-examples: $(BUILD)/hello $(BUILD)/chat
+examples: $(BUILD)/hello $(BUILD)/chat $(BUILD)/event_loop
 
 $(BUILD)/%: examples/%.c opcomms.h | deps
 	@mkdir -p $(BUILD)
@@ -17,19 +21,33 @@ $(BUILD)/libopcomms.a: opcomms.h | deps
 	rm -f $@
 	ar rcs $@ $(BUILD)/opcomms.o
 
-deps: ## installs what is missing, by package name
-	@sh tests/deps.sh libbearssl-dev:/usr/include/bearssl.h
+deps:
+	@sh tests/deps.sh $(LIBRARY_NEEDS)
 
-test: deps ## all tests
-	@sh tests/run.sh
+test-deps:
+	@sh tests/deps.sh $(TEST_NEEDS)
 
 demo: examples ## two operators exchange messages, a third is turned away
 	@sh tests/demo.sh
 
+test: test-deps ## all tests, under address and undefined-behaviour sanitizers
+	@sh tests/run.sh
+
+check-asan: test ## the same
+
+check-tsan: test-deps ## the test programs under the thread sanitizer
+	@SAN=thread PARTS='test_*' sh tests/run.sh
+
+fuzz: test-deps ## every fuzz target for T seconds (default 30)
+	@sh tests/fuzz/fuzz.sh $(T)
+
+bench: test-deps ## speed, memory and size, each next to its raw limit
+	@sh tests/bench/run.sh
+
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
 
-clean:
+clean: ## removes what was built
 	rm -rf $(BUILD)
 
-.PHONY: all examples demo deps test help clean
+.PHONY: all examples deps test-deps demo test check-asan check-tsan fuzz bench help clean

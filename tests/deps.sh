@@ -1,15 +1,21 @@
 #!/bin/sh
-# deps.sh package:file ...  installs each package whose file is missing.
+# deps.sh package:what ...  installs each package whose `what` is missing: a file, or a command.
 want=
 for pair in "$@"; do
-    [ -e "${pair#*:}" ] || want="$want ${pair%%:*}"
+    what=${pair#*:}
+    case "$what" in
+    /*) [ -e "$what" ] || want="$want ${pair%%:*}" ;;
+    *) command -v "$what" >/dev/null 2>&1 || want="$want ${pair%%:*}" ;;
+    esac
 done
 [ -z "$want" ] && exit 0
 sudo=
 [ "$(id -u)" = 0 ] || sudo=sudo
 if ! command -v apt-get >/dev/null 2>&1; then
-    echo "missing:$want; install them with your package manager" >&2
+    echo "missing:$want (Debian's names); install them with your package manager" >&2
     exit 1
 fi
-$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq $want ||
+echo "installing:$want"
+$sudo apt-get update -qq >/dev/null &&
+    DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq $want >/dev/null ||
     { echo "could not install:$want" >&2; exit 1; }
