@@ -144,9 +144,13 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
     - There is no option to skip any of this. With a CA of your own (cfg.ca_key_file) the chain is
       checked in addition.
     - TLS 1.2 only (BearSSL), ECDHE with AES-128-GCM or ChaCha20-Poly1305, no renegotiation, no
-      resumption, no compression. BearSSL has no extended master secret and does not reject an
-      all-zero X25519 result; neither helps an attacker here, because there is no renegotiation and
-      no session outlives its connection.
+      compression. Sessions are resumed by session id for an hour at most, in memory, only by the
+      key and address they were made with; the allow list is asked again, and every change of it
+      forgets them all. OPCOMMS_NO_RESUMPTION switches that off.
+    - BearSSL has no extended master secret and does not reject an all-zero X25519 result. A listed
+      peer could so arrange that two of its sessions share a secret (the triple handshake); that
+      would need renegotiation, or a session trusted for another identity than the one it was made
+      under, to be of use, and here there is neither.
     - A stranger can make the peer accept a TCP connection and, if some entry of the allow list
       admits the address, spend one signature; both are limited in number and rate.
     - The log is not encrypted; its mode is 0600. Payloads and keys never reach the log callback.
@@ -486,6 +490,7 @@ typedef enum opcomms_durability {
 #define OPCOMMS_NO_BACKGROUND 1u /* no thread: the caller pumps with opcomms_poll */
 #define OPCOMMS_MEMORY_STORE 2u  /* no log: messages live in memory and end with the peer */
 #define OPCOMMS_NO_LISTEN 4u     /* send only: no listening socket */
+#define OPCOMMS_NO_RESUMPTION 8u /* every connection makes a full handshake */
 
 #define OPCOMMS_LOG_ERROR 1
 #define OPCOMMS_LOG_WARNING 2
@@ -644,6 +649,7 @@ typedef struct opcomms_stats {
     uint64_t syncs;
     uint64_t memory_bytes;       /* from the allocator now */
     uint64_t log_bytes;
+    uint64_t resumed;            /* of the handshakes: those that resumed a session */
 } opcomms_stats;
 
 OPCOMMS_API opcomms_err opcomms_get_stats(opcomms_peer *peer, opcomms_stats *stats);
@@ -4918,6 +4924,29 @@ typedef struct opc__tls_ctx {
 
 struct opc__tls;
 
+/* A session that may be resumed (RFC 5246 7.3): what the engine keeps, and for whom. It is made only
+   after both Finished messages, and serves nobody but the key and address it was made with. */
+typedef struct opc__session {
+    br_ssl_session_parameters p;
+    uint8_t hash[32];
+    opcomms_address address;
+    uint64_t until_us; /* 0: none */
+} opc__session;
+
+/* The sessions of a server, one for each key and address; the oldest gives way. */
+typedef struct opc__sessions {
+    opc__session *s;
+    uint32_t count;
+} opc__sessions;
+
+#define OPC__TLS_SESSION_US 3600000000u /* an hour */
+
+/* The engine's view of them. */
+typedef struct opc__tls_cache {
+    const br_ssl_session_cache_class *vtable;
+    struct opc__tls *owner;
+} opc__tls_cache;
+
 /* Our verifier: the chain is checked by BearSSL's, the key by us. */
 typedef struct opc__tls_x509 {
     const br_x509_class *vtable;
@@ -4943,6 +4972,12 @@ typedef struct opc__tls {
     int spoke;      /* our first flight was made */
     int closing;
     opcomms_err refusal;
+    opc__tls_cache cache; /* server */
+    opc__sessions *sessions;
+    opcomms_address address;
+    uint64_t now_us;  /* when the connection was made */
+    int offered;      /* client: a session was offered */
+    int chain_seen;   /* the peer has shown a certificate: this is no resumption */
     uint8_t in[BR_SSL_BUFSIZE_INPUT];
     uint8_t out[OPC__TLS_OUT_BYTES];
 } opc__tls;
@@ -4953,6 +4988,8 @@ OPC__STATIC_ASSERT(tls_size, sizeof(opc__tls) <= 30 * 1024);
 OPC__FN void opc__tls_start_chain(const br_x509_class **ctx, const char *server_name) {
     opc__tls_x509 *x = (opc__tls_x509 *)(void *)ctx;
     (void)server_name; /* names identify nobody here */
+    x->owner->have_peer = 0; /* a session that was found did not do after all */
+    x->owner->chain_seen = 1;
     x->inner.vtable->start_chain(&x->inner.vtable, NULL);
 }
 OPC__FN void opc__tls_start_cert(const br_x509_class **ctx, uint32_t length) {
@@ -5148,8 +5185,103 @@ OPC__FN void opc__tls_server(opc__tls *t, const opc__tls_ctx *c, opc__tls_may ma
 
 OPC__FN void opc__tls_wipe(opc__tls *t) { opc__mem_wipe(t, sizeof *t); }
 
+/* ---- resumption ---- */
+
+OPC__FN void opc__session_wipe(opc__session *s) { opc__mem_wipe(s, sizeof *s); }
+
+OPC__FN void opc__sessions_wipe(opc__sessions *all) {
+    if (all->s != NULL) opc__mem_wipe(all->s, all->count * sizeof *all->s);
+}
+
+OPC__FN int opc__session_same_ip(const opcomms_address *a, const opcomms_address *b) {
+    return a->family == b->family && memcmp(a->ip, b->ip, sizeof a->ip) == 0;
+}
+
+/* Called by the engine after the client's Finished: possession is proved. */
+OPC__FN void opc__tls_cache_save(const br_ssl_session_cache_class **ctx, br_ssl_server_context *sc,
+                                 const br_ssl_session_parameters *params) {
+    opc__tls *t = ((opc__tls_cache *)(void *)ctx)->owner;
+    opc__session *all = t->sessions->s, *slot = &all[0];
+    uint32_t i;
+    (void)sc;
+    if (!t->have_peer || params->session_id_len != sizeof params->session_id) return;
+    for (i = 0; i < t->sessions->count; i++) {
+        if (all[i].until_us < slot->until_us) slot = &all[i];
+        if (all[i].until_us != 0 && opc__session_same_ip(&all[i].address, &t->address) &&
+            memcmp(all[i].hash, t->peer, 32) == 0) {
+            slot = &all[i];
+            break;
+        }
+    }
+    slot->p = *params;
+    memcpy(slot->hash, t->peer, 32);
+    slot->address = t->address;
+    slot->until_us = t->now_us + OPC__TLS_SESSION_US;
+}
+
+/* Called by the engine for the session id of a ClientHello. 0: unknown, a full handshake follows. */
+OPC__FN int opc__tls_cache_load(const br_ssl_session_cache_class **ctx, br_ssl_server_context *sc,
+                                br_ssl_session_parameters *params) {
+    opc__tls *t = ((opc__tls_cache *)(void *)ctx)->owner;
+    uint32_t i;
+    (void)sc;
+    if (params->session_id_len != sizeof params->session_id) return 0;
+    for (i = 0; i < t->sessions->count; i++) {
+        opc__session *s = &t->sessions->s[i];
+        if (s->until_us == 0 ||
+            memcmp(s->p.session_id, params->session_id, sizeof params->session_id) != 0) {
+            continue;
+        }
+        if (t->now_us >= s->until_us) {
+            opc__session_wipe(s);
+            return 0;
+        }
+        if (!opc__session_same_ip(&s->address, &t->address) || !t->may(t->user, s->hash)) return 0;
+        *params = s->p;
+        memcpy(t->peer, s->hash, 32);
+        t->have_peer = 1;
+        return 1;
+    }
+    return 0;
+}
+
+/* After opc__tls_server: sessions of `all`, which outlives the connection, may be resumed. */
+OPC__FN void opc__tls_server_resumes(opc__tls *t, opc__sessions *all, const opcomms_address *from,
+                                     uint64_t now_us) {
+    static const br_ssl_session_cache_class cache = {sizeof(opc__tls_cache), opc__tls_cache_save,
+                                                     opc__tls_cache_load};
+    OPCOMMS_ASSERT(t->is_server);
+    OPCOMMS_ASSERT(all->count > 0);
+    t->cache.vtable = &cache;
+    t->cache.owner = t;
+    t->sessions = all;
+    t->address = *from;
+    t->now_us = now_us;
+    br_ssl_server_set_cache(&t->u.server, &t->cache.vtable);
+}
+
+/* After opc__tls_client: offers a session of this very key. */
+OPC__FN void opc__tls_client_resumes(opc__tls *t, const opc__session *s, uint64_t now_us) {
+    OPCOMMS_ASSERT(!t->is_server);
+    if (now_us >= s->until_us || !opc__str_equal_ct(s->hash, t->expected, 32)) return;
+    br_ssl_engine_set_session_parameters(t->eng, &s->p);
+    if (!br_ssl_client_reset(&t->u.client, "localhost", 1)) t->refusal = OPCOMMS_E_RANDOM;
+    t->offered = 1;
+}
+
+/* The session of a finished handshake, to be offered next time. */
+OPC__FN void opc__tls_client_session(const opc__tls *t, opc__session *out, uint64_t now_us) {
+    OPCOMMS_ASSERT(t->ready);
+    opc__session_wipe(out);
+    br_ssl_engine_get_session_parameters(t->eng, &out->p);
+    memcpy(out->hash, t->peer, 32);
+    if (out->p.session_id_len != 0) out->until_us = now_us + OPC__TLS_SESSION_US;
+}
+
+OPC__FN int opc__tls_resumed(const opc__tls *t) { return t->ready && !t->chain_seen; }
+
 OPC__FN int opc__tls_closed(const opc__tls *t) {
-    return t->eng == NULL || t->refusal == OPCOMMS_E_RANDOM ||
+    return t->eng == NULL || t->refusal != OPCOMMS_OK ||
            br_ssl_engine_current_state(t->eng) == BR_SSL_CLOSED ||
            br_ssl_engine_current_state(t->eng) == 0;
 }
@@ -5157,9 +5289,18 @@ OPC__FN int opc__tls_closed(const opc__tls *t) {
 /* After every movement: notices the end of the handshake; throws away data that comes after we
    began to close, without which the engine would never finish. */
 OPC__FN void opc__tls_settle(opc__tls *t) {
-    if (!t->ready && t->have_peer && (br_ssl_engine_current_state(t->eng) & BR_SSL_SENDAPP)) {
-        t->ready = 1;
+    int finished = (br_ssl_engine_current_state(t->eng) & BR_SSL_SENDAPP) != 0;
+    if (!t->ready && finished && t->offered && !t->chain_seen) {
+        /* Resumed: no certificate came; whoever answered holds the secret that was agreed with the
+           expected key. Whether that key is still admitted is asked again. */
+        if (t->may(t->user, t->expected)) {
+            memcpy(t->peer, t->expected, 32);
+            t->have_peer = 1;
+        } else {
+            t->refusal = OPCOMMS_E_NOT_ALLOWED;
+        }
     }
+    if (!t->ready && t->have_peer && finished) t->ready = 1;
     while (t->closing) {
         size_t len = 0;
         if (br_ssl_engine_recvapp_buf(t->eng, &len) == NULL || len == 0) break;
@@ -8326,7 +8467,6 @@ OPC__FN uint32_t opc__mailbox_by_uid(const opc__mailbox *m, uint32_t box, uint64
 #define OPC__NODE_STOP_US 2000000u  /* how long a stop waits for work under way */
 #define OPC__NODE_MESSAGES 64u      /* messages handed out at once */
 #define OPC__NODE_LOG_LINES 8u
-#define OPC__NODE_IDLE_MS 10000     /* the longest sleep while connections are open */
 
 /* An accepted connection. */
 typedef struct opc__slot {
@@ -8358,6 +8498,8 @@ typedef struct opc__link {
     intptr_t sock;
     int connecting;
     int reused; /* this connection has answered before */
+    opc__session session;
+    uint64_t session_list; /* the allow list's generation when it was made */
     opc__conn conn;
 } opc__link;
 
@@ -8408,6 +8550,7 @@ struct opcomms_peer {
     uint32_t links_count;
     uint64_t accept_again_us; /* after a failed accept, not before this time */
     opc__limit limit;
+    opc__sessions sessions;
     int more;   /* work is left although no socket says so */
     int signs;  /* handshake signatures made in this step */
     int stopping;
@@ -8800,6 +8943,9 @@ OPC__FN opcomms_err opc__node_slot_open(opcomms_peer *p, intptr_t sock,
     opc__conn_init(&s->conn, 1, p->store, p->cfg.frame_bytes_max, &ops, s);
     opc__tls_server(&s->conn.tls, &p->tls, opc__node_slot_may, s, entropy,
                     p->plat->wall_s(p->plat->user));
+    if (p->sessions.count > 0) {
+        opc__tls_server_resumes(&s->conn.tls, &p->sessions, from, now_us);
+    }
     opc__mem_wipe(entropy, sizeof entropy);
     p->slots[p->slots_count++] = s;
     p->stats.accepted++;
@@ -8912,6 +9058,7 @@ OPC__FN int opc__node_alert(const opcomms_platform *plat, intptr_t sock, const o
 OPC__FN void opc__node_slot_admitted(opcomms_peer *p, opc__slot *s) {
     s->admitted = 1;
     p->stats.handshakes++;
+    if (opc__tls_resumed(&s->conn.tls)) p->stats.resumed++;
     if (!opc__allow_check(p->allow, opc__tls_peer(&s->conn.tls), &s->address)) {
         opc__conn_kill(&s->conn, OPCOMMS_E_NOT_ALLOWED);
     }
@@ -9063,7 +9210,20 @@ OPC__FN opcomms_err opc__link_connect(opc__link *l, int *os_code) {
     opc__tls_client(&l->conn.tls, &p->tls, l->hash, opc__link_may, l, entropy,
                     p->plat->wall_s(p->plat->user));
     opc__mem_wipe(entropy, sizeof entropy);
+    if (l->session.until_us != 0 && l->session_list == opc__allow_generation(p->allow)) {
+        opc__tls_client_resumes(&l->conn.tls, &l->session, opc__node_now(p));
+    }
+    opc__session_wipe(&l->session); /* offered once: a handshake that fails is not tried again so */
     return OPCOMMS_OK;
+}
+
+/* The handshake is done: keeps its session for the next connection. */
+OPC__FN void opc__link_keep_session(opc__link *l) {
+    opcomms_peer *p = l->peer;
+    if ((p->cfg.flags & OPCOMMS_NO_RESUMPTION) || l->session.until_us != 0) return;
+    if (!opc__tls_ready(&l->conn.tls)) return;
+    l->session_list = opc__allow_generation(p->allow);
+    opc__tls_client_session(&l->conn.tls, &l->session, opc__node_now(p));
 }
 
 OPC__FN void opc__link_finish(opc__call *call, opcomms_err rc, int os_code, int tls_code,
@@ -9182,6 +9342,7 @@ OPC__FN int opc__link_pump(opc__link *l) {
         opc__conn_step(&l->conn, opc__node_now(p));
         if (l->conn.answers != answers) {
             l->reused = 1;
+            opc__link_keep_session(l);
             opc__cond_all(&l->changed);
         }
         if (l->conn.state == OPC__CONN_OPEN && l->conn.input_ended) {
@@ -9274,6 +9435,7 @@ OPC__FN opcomms_err opc__link_get(opcomms_peer *p, const uint8_t hash[32],
     l->sock = OPCOMMS_NO_HANDLE;
     l->refs = 1;
     p->links[p->links_count++] = l;
+    opc__node_wake(p); /* whoever sleeps learns that there will be an idle connection to end */
     *out = l;
     return OPCOMMS_OK;
 }
@@ -9286,6 +9448,7 @@ OPC__FN void opc__node_revoke(opcomms_peer *p) {
     uint32_t i;
     if (now == p->allow_seen) return;
     p->allow_seen = now;
+    opc__sessions_wipe(&p->sessions);
     for (i = 0; i < p->slots_count; i++) {
         opc__slot *s = p->slots[i];
         if (s->admitted && s->conn.state != OPC__CONN_DEAD &&
@@ -9319,12 +9482,19 @@ OPC__FN void opc__node_links_idle(opcomms_peer *p, uint64_t now_us) {
     }
 }
 
+/* Shortens a wait so that it ends when `due_us` has passed. */
+OPC__FN void opc__node_until(int32_t *wait_ms, uint64_t now_us, uint64_t due_us) {
+    uint64_t ms = due_us > now_us ? (due_us - now_us) / 1000u + 1u : 0;
+    if (ms < 0x7fffffffu && (*wait_ms < 0 || ms < (uint64_t)*wait_ms)) *wait_ms = (int32_t)ms;
+}
+
 /* What to wait for. Returns the count; fds_slot tells which slot an entry belongs to. */
 OPC__FN size_t opc__node_pollset(opcomms_peer *p, int32_t *timeout_ms) {
     uint64_t now = opc__node_now(p);
     size_t n = 0;
     uint32_t i;
-    int32_t wait_ms = p->slots_count + p->links_count > 0 ? OPC__NODE_IDLE_MS : -1;
+    int32_t wait_ms = -1;
+    uint64_t idle_us = (uint64_t)p->cfg.idle_timeout_ms * 1000u;
     memset(&p->fds[n], 0, sizeof p->fds[n]);
     p->fds[n].handle = p->wake[0];
     p->fds[n].events = OPCOMMS_POLL_IN;
@@ -9336,7 +9506,7 @@ OPC__FN size_t opc__node_pollset(opcomms_peer *p, int32_t *timeout_ms) {
             p->fds[n].events = OPCOMMS_POLL_IN;
             p->fds_slot[n++] = NULL;
         } else {
-            wait_ms = 100;
+            opc__node_until(&wait_ms, now, p->accept_again_us);
         }
     }
     for (i = 0; i < p->slots_count; i++) {
@@ -9351,8 +9521,15 @@ OPC__FN size_t opc__node_pollset(opcomms_peer *p, int32_t *timeout_ms) {
             }
             if (opc__node_unsent(&s->conn)) events |= OPCOMMS_POLL_OUT;
         }
-        if (!s->admitted || s->linger_until_us != 0) {
-            if (wait_ms < 0 || wait_ms > 250) wait_ms = 250;
+        if (s->linger_until_us != 0) {
+            opc__node_until(&wait_ms, now, s->linger_until_us);
+        } else if (!s->admitted) {
+            opc__node_until(&wait_ms, now,
+                            s->since_us + (uint64_t)p->cfg.handshake_timeout_ms * 1000u);
+        } else {
+            opc__node_until(&wait_ms, now, s->active_us + idle_us +
+                            (s->conn.state == OPC__CONN_ENDING
+                                 ? (uint64_t)p->cfg.handshake_timeout_ms * 1000u : 0));
         }
         if (events == 0) continue; /* nothing the socket could say matters now */
         memset(&p->fds[n], 0, sizeof p->fds[n]);
@@ -9360,10 +9537,13 @@ OPC__FN size_t opc__node_pollset(opcomms_peer *p, int32_t *timeout_ms) {
         p->fds[n].events = (uint16_t)events;
         p->fds_slot[n++] = s;
     }
+    for (i = 0; i < p->links_count; i++) {
+        opc__node_until(&wait_ms, now, (p->links[i]->refs > 0 ? now : p->links[i]->used_us) + idle_us);
+    }
     if (p->cfg.durability == OPCOMMS_DURABLE_INTERVAL &&
         p->store->c->durable(p->store) < p->store->c->end(p->store)) {
-        int32_t interval = (int32_t)p->cfg.sync_interval_ms;
-        if (wait_ms < 0 || wait_ms > interval) wait_ms = interval;
+        opc__node_until(&wait_ms, now,
+                        p->flushed_us + (uint64_t)p->cfg.sync_interval_ms * 1000u);
     }
     if (p->stopping && (wait_ms < 0 || wait_ms > 20)) wait_ms = 20;
     if (p->more) wait_ms = 0;
@@ -10067,7 +10247,8 @@ OPC__FN opcomms_err opc__pub_config(const opcomms_config *cfg, opcomms_config *o
     }
     memset(out, 0, sizeof *out);
     memcpy(out, cfg, cfg->size < sizeof *out ? cfg->size : sizeof *out);
-    if (out->flags & ~(OPCOMMS_NO_BACKGROUND | OPCOMMS_MEMORY_STORE | OPCOMMS_NO_LISTEN)) {
+    if (out->flags & ~(OPCOMMS_NO_BACKGROUND | OPCOMMS_MEMORY_STORE | OPCOMMS_NO_LISTEN |
+                       OPCOMMS_NO_RESUMPTION)) {
         return opc__err_set(err, OPCOMMS_E_INVAL, 0, "cfg.flags");
     }
     if (out->allow == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, "cfg.allow is required");
@@ -10199,6 +10380,11 @@ OPC__FN opcomms_err opc__pub_tables(opcomms_peer *p, opcomms_error *err) {
     if (p->slots == NULL || p->links == NULL || p->fds == NULL || p->fds_slot == NULL) {
         return opc__err_set(err, OPCOMMS_E_NOMEM, 0, NULL);
     }
+    if (!(p->cfg.flags & (OPCOMMS_NO_RESUMPTION | OPCOMMS_NO_LISTEN))) {
+        p->sessions.s = (opc__session *)opc__mem_array(&p->mem, n, sizeof *p->sessions.s);
+        if (p->sessions.s == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, NULL);
+        p->sessions.count = n;
+    }
     rc = p->plat->wake_open(p->plat->user, p->wake, &os);
     if (rc != OPCOMMS_OK) return opc__err_set(err, rc, os, "wake handle");
     p->wake_ready = 1;
@@ -10232,6 +10418,7 @@ OPC__FN void opc__pub_destroy(opcomms_peer *p) {
     opc__mem_free(&p->mem, p->links, (size_t)n * sizeof *p->links);
     opc__mem_free(&p->mem, p->fds, ((size_t)n + 2u) * sizeof *p->fds);
     opc__mem_free(&p->mem, p->fds_slot, ((size_t)n + 2u) * sizeof *p->fds_slot);
+    opc__mem_free_wiped(&p->mem, p->sessions.s, p->sessions.count * sizeof *p->sessions.s);
     opc__key_wipe(&p->key);
     opcomms_allow_list_release(p->allow);
     opcomms_routing_table_release(p->routes);

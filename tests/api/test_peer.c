@@ -322,6 +322,80 @@ TEST(nothing_is_stored_once_a_removal_has_returned) {
     end(&b);
 }
 
+/* The server ends idle connections after a moment; each message of a makes a new one. */
+static uint64_t resumed_after(opcomms_peer *server, opcomms_stats *stats, uint64_t handshakes) {
+    int i;
+    for (i = 0; i < 2000; i++) {
+        stats->size = sizeof *stats;
+        CHECK_EQ(opcomms_get_stats(server, stats), OPCOMMS_OK);
+        if (stats->handshakes >= handshakes && stats->connections == 0) break;
+        (void)opcomms_wait(a.peer, 10); /* nothing comes: a pause of 10 ms */
+    }
+    CHECK_EQ(stats->handshakes, handshakes);
+    CHECK_EQ(stats->connections, 0);
+    return stats->resumed;
+}
+
+TEST(sessions_are_resumed_until_the_list_changes) {
+    opcomms_config cfg;
+    opcomms_error err;
+    opcomms_stats stats;
+    both(OPCOMMS_KEY_RSA_2048);
+    opcomms_free(b.peer);
+    fill(&cfg, &b);
+    cfg.idle_timeout_ms = 30;
+    CHECK_EQ(opcomms_new(&cfg, &b.peer, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_get_address(b.peer, b.address, sizeof b.address), OPCOMMS_OK);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "1", 1, 0, &err), OPCOMMS_OK);
+    CHECK_EQ(resumed_after(b.peer, &stats, 1), 0);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "2", 1, 0, &err), OPCOMMS_OK);
+    CHECK_EQ(resumed_after(b.peer, &stats, 2), 1);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "3", 1, 0, &err), OPCOMMS_OK);
+    CHECK_EQ(resumed_after(b.peer, &stats, 3), 2);
+    CHECK_EQ(opcomms_allow_list_remove(b.allow, a.hash), OPCOMMS_OK);
+    CHECK_EQ(opcomms_allow_list_add(b.allow, b.hash, NULL), OPCOMMS_OK);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "4", 1, 0, &err), OPCOMMS_E_NOT_ALLOWED);
+    CHECK_EQ(opcomms_allow_list_add(b.allow, a.hash, NULL), OPCOMMS_OK);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "5", 1, 0, &err), OPCOMMS_OK);
+    CHECK_EQ(resumed_after(b.peer, &stats, 4), 2); /* a full handshake again */
+    CHECK_EQ(opcomms_allow_list_add(a.allow, a.hash, NULL), OPCOMMS_OK);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "6", 1, 0, &err), OPCOMMS_OK);
+    CHECK_EQ(resumed_after(b.peer, &stats, 5), 2); /* our own list counts as well */
+    opcomms_free(b.peer);
+    cfg.address = b.address;
+    cfg.flags = OPCOMMS_NO_RESUMPTION;
+    CHECK_EQ(opcomms_new(&cfg, &b.peer, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "7", 1, 0, &err), OPCOMMS_OK);
+    CHECK_EQ(resumed_after(b.peer, &stats, 1), 0); /* the server forgot: falls back by itself */
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "8", 1, 0, &err), OPCOMMS_OK);
+    CHECK_EQ(resumed_after(b.peer, &stats, 2), 0);
+    end(&a);
+    end(&b);
+}
+
+TEST(a_senders_idle_connection_is_closed_by_itself) {
+    opcomms_config cfg;
+    opcomms_error err;
+    opcomms_stats stats;
+    int i;
+    both(OPCOMMS_KEY_P256);
+    opcomms_free(a.peer);
+    fill(&cfg, &a);
+    cfg.idle_timeout_ms = 20;
+    CHECK_EQ(opcomms_new(&cfg, &a.peer, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "1", 1, 0, &err), OPCOMMS_OK);
+    stats.size = sizeof stats;
+    for (i = 0; i < 2000; i++) {
+        CHECK_EQ(opcomms_get_stats(a.peer, &stats), OPCOMMS_OK);
+        if (stats.connections == 0) break;
+        (void)opcomms_wait(a.peer, 10); /* nothing comes: a pause of 10 ms */
+    }
+    CHECK_EQ(stats.connections, 0);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "2", 1, 0, &err), OPCOMMS_OK);
+    end(&a);
+    end(&b);
+}
+
 /* ---- messages ---- */
 
 TEST(a_message_handed_out_is_the_callers_until_it_is_acknowledged_or_released) {
@@ -651,6 +725,8 @@ int main(void) {
     RUN(a_listed_hash_from_another_address_is_turned_away);
     RUN(lists_are_shared_and_changed_while_peers_run);
     RUN(nothing_is_stored_once_a_removal_has_returned);
+    RUN(sessions_are_resumed_until_the_list_changes);
+    RUN(a_senders_idle_connection_is_closed_by_itself);
     RUN(a_message_handed_out_is_the_callers_until_it_is_acknowledged_or_released);
     RUN(a_large_message_is_read_in_pieces);
     RUN(queues_refuse_when_full_and_drop_nothing);
