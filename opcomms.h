@@ -1151,7 +1151,19 @@ OPC__FN uint32_t opc__crc32c(uint32_t seed, const void *p, size_t n) {
 #endif
 
 #ifndef CLOCK_MONOTONIC
-#error "opcomms.h: a system header came before it and hid POSIX. Include opcomms.h first in the file that defines OPCOMMS_IMPLEMENTATION, or compile with -D_POSIX_C_SOURCE=200809L."
+#error "opcomms.h: a system header came before the implementation and hid POSIX. \
+Include opcomms.h first in the file that defines OPCOMMS_IMPLEMENTATION, \
+or compile with -D_POSIX_C_SOURCE=200809L."
+#endif
+#if defined(F_OFD_SETLK)
+#define OPC__POSIX_SETLK F_OFD_SETLK
+#elif defined(__linux__) && !defined(OPCOMMS_NO_LINUX)
+/* A system header that came first hid what only _GNU_SOURCE shows, but the system has it. The
+   number is the same on every architecture (linux/fcntl.h). */
+#define OPC__POSIX_SETLK 37
+int accept4(int sock, struct sockaddr *address, socklen_t *len, int flags);
+#else
+#define OPC__POSIX_SETLK F_SETLK
 #endif
 
 OPC__FN opcomms_err opc__posix_fail(int *os_code) {
@@ -1282,11 +1294,7 @@ OPC__FN opcomms_err opc__posix_file_lock(void *user, intptr_t file, int *os_code
     memset(&lock, 0, sizeof lock);
     lock.l_type = F_WRLCK;
     lock.l_whence = SEEK_SET;
-#if defined(F_OFD_SETLK)
-    r = fcntl((int)file, F_OFD_SETLK, &lock);
-#else
-    r = fcntl((int)file, F_SETLK, &lock);
-#endif
+    r = fcntl((int)file, OPC__POSIX_SETLK, &lock);
     if (r == 0) return OPCOMMS_OK;
     if (errno == EACCES || errno == EAGAIN) {
         *os_code = errno;
@@ -1795,6 +1803,13 @@ OPC__FN opcomms_err opc__plat_write_file_atomic(const opcomms_platform *plat, co
 
 #if !defined(OPCOMMS_NO_THREADS)
 #include <pthread.h>
+#include <time.h>
+
+#ifndef CLOCK_MONOTONIC
+#error "opcomms.h: a system header came before the implementation and hid POSIX. \
+Include opcomms.h first in the file that defines OPCOMMS_IMPLEMENTATION, \
+or compile with -D_POSIX_C_SOURCE=200809L."
+#endif
 
 typedef struct opc__mutex {
     pthread_mutex_t m;
