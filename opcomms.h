@@ -4132,7 +4132,8 @@ OPC__FN int opc__key_product(const uint8_t *p, size_t p_len, const uint8_t *q, s
     uint8_t r[512];
     size_t i, j;
     uint8_t diff = 0;
-    OPCOMMS_ASSERT(p_len <= 256 && q_len <= 256);
+    OPCOMMS_ASSERT(p_len <= 256);
+    OPCOMMS_ASSERT(q_len <= 256);
     memset(r, 0, sizeof r);
     for (i = 0; i < p_len; i++) {
         uint32_t carry = 0;
@@ -5088,7 +5089,8 @@ OPC__FN opcomms_err opc__tls_ctx_init(opc__tls_ctx *c, const opc__key *key, cons
     c->anchor.dn.len = sizeof c->dn;
     c->anchor.flags = BR_X509_TA_CA;
     if (ca->kind == OPC__KEY_RSA) {
-        OPCOMMS_ASSERT(ca->n_len <= sizeof c->ca_n && ca->e_len <= sizeof c->ca_e);
+        OPCOMMS_ASSERT(ca->n_len <= sizeof c->ca_n);
+        OPCOMMS_ASSERT(ca->e_len <= sizeof c->ca_e);
         memcpy(c->ca_n, ca->n, ca->n_len);
         memcpy(c->ca_e, ca->e, ca->e_len);
         c->anchor.pkey.key_type = BR_KEYTYPE_RSA;
@@ -5545,7 +5547,8 @@ OPC__FN opcomms_err opc__ram_begin(opc__store *s, uint32_t *put) {
 OPC__FN opcomms_err opc__ram_data(opc__store *s, uint32_t put, const uint8_t *p, size_t n) {
     opc__ram *r = (opc__ram *)(void *)s;
     opc__ram_msg *m = &r->put[put];
-    OPCOMMS_ASSERT(put < r->puts_max && m->used);
+    OPCOMMS_ASSERT(put < r->puts_max);
+    OPCOMMS_ASSERT(m->used);
     if (n > r->bytes_max - r->bytes) return OPCOMMS_E_FULL;
     while (n > 0) {
         size_t some;
@@ -6004,7 +6007,8 @@ OPC__FN size_t opc__log_room(opc__store *s) {
 /* Completes the active batch's header. */
 OPC__FN void opc__log_seal(opc__log *l, uint32_t flags) {
     uint8_t *p = l->active.p;
-    OPCOMMS_ASSERT(l->active.len >= OPC__LOG_BATCH && l->active.len <= l->cap);
+    OPCOMMS_ASSERT(l->active.len >= OPC__LOG_BATCH);
+    OPCOMMS_ASSERT(l->active.len <= l->cap);
     opc__buf_put32(p, OPC__LOG_MAGIC);
     opc__buf_put32(p + 4, l->active.len);
     opc__buf_put32(p + 8, 0);
@@ -6606,7 +6610,8 @@ OPC__FN opcomms_err opc__log_open(const opc__log_options *o, opc__store_found fo
     l->mem = o->mem;
     l->dir = l->file = l->lock = OPCOMMS_NO_HANDLE;
     l->cap = o->buffer_bytes != 0 ? o->buffer_bytes : OPC__LOG_BUFFER;
-    OPCOMMS_ASSERT(l->cap >= 65536u && l->cap <= OPC__LOG_BATCH_MAX);
+    OPCOMMS_ASSERT(l->cap >= 65536u);
+    OPCOMMS_ASSERT(l->cap <= OPC__LOG_BATCH_MAX);
     l->bytes_max = o->log_bytes_max;
     l->puts_max = o->puts_max;
     l->put = (opc__log_put **)opc__mem_array(o->mem, o->puts_max, sizeof *l->put);
@@ -7612,7 +7617,8 @@ enum { OPC__OUT_IDLE = 0, OPC__OUT_HEAD, OPC__OUT_PAYLOAD, OPC__OUT_TAIL };
 
 OPC__FN void opc__conn_init(opc__conn *c, int server, opc__store *store, uint32_t frame_max,
                             const opc__conn_ops *ops, void *user) {
-    OPCOMMS_ASSERT(!server || (store != NULL && ops != NULL));
+    OPCOMMS_ASSERT(!server || store != NULL);
+    OPCOMMS_ASSERT(!server || ops != NULL);
     memset(c, 0, offsetof(opc__conn, tls)); /* tls is set up by its own start function */
     c->server = server;
     c->store = store;
@@ -7729,7 +7735,8 @@ OPC__FN opcomms_err opc__conn_take(opc__conn *c, const uint8_t *p, size_t n) {
     }
     if (c->put_mode == OPC__RENDER_TEXT) return opc__conn_put_text(c, p, n);
     used = opc__bytes_in_feed(&c->array, p, n, bytes, &made);
-    OPCOMMS_ASSERT(made <= n && made <= sizeof bytes);
+    OPCOMMS_ASSERT(made <= n);
+    OPCOMMS_ASSERT(made <= sizeof bytes);
     if (made > 0) {
         rc = c->store->c->data(c->store, c->put, bytes, made);
         if (rc != OPCOMMS_OK) return rc;
