@@ -18,7 +18,7 @@ CONTENTS OF THE MANUAL
 SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only sections above it)
      L0  cfg str err mem buf crc        base
      L1  posix plat thread              operating system
-     L2  json frame tarpc yaml der key cert tls store log ram   parts
+     L2  frame json bytes render shape tarpc yaml der key cert tls store ram log   parts
      L3  id allow route limit conn mailbox node run             the peer
      L4  pub-access pub-key pub         public functions
 
@@ -1803,6 +1803,19 @@ OPC__FN opcomms_err opc__plat_write_file_atomic(const opcomms_platform *plat, co
     return rc;
 }
 
+/* The default allocator. */
+#include <stdlib.h>
+
+OPC__FN void *opc__plat_malloc(void *user, size_t bytes) {
+    (void)user;
+    return malloc(bytes);
+}
+OPC__FN void opc__plat_free(void *user, void *p, size_t bytes) {
+    (void)user;
+    (void)bytes;
+    free(p);
+}
+
 /* >>thread ==== L1 ==== mutex, condition, thread; empty under OPCOMMS_NO_THREADS */
 
 #if !defined(OPCOMMS_NO_THREADS)
@@ -1821,6 +1834,7 @@ typedef struct opc__mutex {
 typedef struct opc__cond {
     pthread_cond_t c;
 } opc__cond;
+typedef pthread_t opc__thread_id;
 typedef struct opc__thread {
     pthread_t t;
     int running;
@@ -1885,7 +1899,8 @@ OPC__FN void opc__thread_join(opc__thread *t) {
     t->running = 0;
 }
 /* Identifies the calling thread, to refuse a call from inside a callback. */
-OPC__FN int opc__thread_is_self(pthread_t t) { return pthread_equal(t, pthread_self()) != 0; }
+OPC__FN opc__thread_id opc__thread_self(void) { return pthread_self(); }
+OPC__FN int opc__thread_is_self(opc__thread_id t) { return pthread_equal(t, pthread_self()) != 0; }
 
 #else
 
@@ -1915,19 +1930,6 @@ OPC__FN void opc__cond_wait(opc__cond *c, opc__mutex *m, uint64_t us) {
     (void)us;
 }
 #endif
-
-/* The default allocator. */
-#include <stdlib.h>
-
-OPC__FN void *opc__plat_malloc(void *user, size_t bytes) {
-    (void)user;
-    return malloc(bytes);
-}
-OPC__FN void opc__plat_free(void *user, void *p, size_t bytes) {
-    (void)user;
-    (void)bytes;
-    free(p);
-}
 
 /* >>frame ==== L2 ==== the four-byte length in front of every tarpc document */
 
@@ -3889,14 +3891,6 @@ OPC__FN opcomms_err opc__yaml_parse(const char *text, size_t len, opc__yaml_fn o
 
 /* >>der ==== L2 ==== DER: a bounded reader, and a writer that works from the end */
 
-#ifdef __cplusplus
-}
-#endif
-#include <bearssl.h>
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 #define OPC__DER_INT 0x02u
 #define OPC__DER_BITS 0x03u
 #define OPC__DER_OCTETS 0x04u
@@ -3998,6 +3992,14 @@ OPC__FN void opc__derw_uint(opc__derw *w, const uint8_t *p, size_t n) {
 }
 
 /* >>key ==== L2 ==== private keys: PEM in and out, public key hash, generation */
+
+#ifdef __cplusplus
+}
+#endif
+#include <bearssl.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 #define OPC__KEY_RSA 1
 #define OPC__KEY_EC 2
@@ -4578,6 +4580,7 @@ static const uint8_t OPC__KEY_CA_IQ[128] = {
     0x62, 0x57, 0xae, 0x9e, 0x5c, 0x42, 0xdb, 0xe0, 0x8d, 0x2f, 0xc7, 0xca, 0x31, 0xc1, 0xeb, 0xda,
 };
 static const uint8_t OPC__KEY_CA_E[3] = {0x01, 0x00, 0x01};
+
 OPC__FN void opc__key_builtin_ca(opc__key *k) {
     const uint8_t *part[8];
     size_t len[8];
@@ -5728,9 +5731,9 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
     return OPCOMMS_OK;
 }
 
-/* >>log ==== L2 ==== append-only message log; torn tails are cut on open, damage is refused
+/* >>log ==== L2 ==== append-only message log; torn tails are cut on open, damage is refused */
 
-   All integers are big-endian. "seeded CRC" is CRC-32C that begins with the CRC-32C of the salt, so
+/* All integers are big-endian. "seeded CRC" is CRC-32C that begins with the CRC-32C of the salt, so
    that a payload which contains a forged batch never checks: the salt never leaves the file.
 
    Header, 4 096 bytes: two slots of 2 048, written in turn; of the valid ones the later counts.
@@ -8555,10 +8558,10 @@ struct opcomms_message {
     opcomms_identifier from;
 };
 
-typedef struct opc__log_line {
+typedef struct opc__node_line {
     int level;
     char text[160];
-} opc__log_line;
+} opc__node_line;
 
 struct opcomms_peer {
     opc__mem mem;
@@ -8601,7 +8604,7 @@ struct opcomms_peer {
     uint32_t waiters;
     int pumping;
     opcomms_message messages[OPC__NODE_MESSAGES];
-    opc__log_line lines[OPC__NODE_LOG_LINES];
+    opc__node_line lines[OPC__NODE_LOG_LINES];
     uint32_t lines_count;
     opcomms_pollfd *fds;
     opc__slot **fds_slot;
@@ -8614,14 +8617,14 @@ struct opcomms_peer {
     opc__cond flush_start;
     int flush_wanted;
     int flush_quit;
-    pthread_t callback_thread;
+    opc__thread_id callback_thread;
 #endif
     int in_callback;
 };
 
 OPC__FN void opc__node_say(opcomms_peer *p, int level, const char *text, const char *more) {
     opc__text t;
-    opc__log_line *line;
+    opc__node_line *line;
     if (p->cfg.log == NULL || p->lines_count >= OPC__NODE_LOG_LINES) return;
     line = &p->lines[p->lines_count++];
     line->level = level;
@@ -8632,7 +8635,7 @@ OPC__FN void opc__node_say(opcomms_peer *p, int level, const char *text, const c
 
 /* Releases the lock, delivers the log lines that collected under it, and leaves it released. */
 OPC__FN void opc__node_unlock(opcomms_peer *p) {
-    opc__log_line lines[OPC__NODE_LOG_LINES];
+    opc__node_line lines[OPC__NODE_LOG_LINES];
     uint32_t i, n = p->lines_count;
     if (p->in_callback) n = 0; /* another delivery is under way; the lines wait for the next */
     if (n == 0) {
@@ -8643,7 +8646,7 @@ OPC__FN void opc__node_unlock(opcomms_peer *p) {
     p->lines_count = 0;
     p->in_callback = 1;
 #if !defined(OPCOMMS_NO_THREADS)
-    p->callback_thread = pthread_self();
+    p->callback_thread = opc__thread_self();
 #endif
     opc__mutex_unlock(&p->lock);
     for (i = 0; i < n; i++) p->cfg.log(p->cfg.log_user, lines[i].level, lines[i].text);
