@@ -31,7 +31,7 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
         cc -x c -DOPCOMMS_IMPLEMENTATION -c opcomms.h -o opcomms.o
 
 2  EXAMPLE
-    examples/hello.c is the smallest whole program; tests/api/test_examples.sh compiles and runs it.
+    examples/hello.c is the smallest whole program; tests/examples/run.sh compiles and runs it.
     In short:
         opcomms_config cfg;
         opcomms_config_init(&cfg);
@@ -64,7 +64,7 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
     - A message whose send returned OPCOMMS_OK survives a crash of the receiver, and with
       OPCOMMS_DURABLE_ALWAYS a power cut.                       unit/test_log.c, api/test_peer.c
     - Nothing is handed out under an identity whose key the TLS handshake did not prove.
-                                                                unit/test_tls.c, api/test_peer.c
+                                                              api/test_basics.c, api/test_peer.c
     - The receiver's key is the one that was asked for, or nothing is sent.    api/test_peer.c
     - When opcomms_allow_list_remove has returned, nothing more from that key is stored; its
       connections close within one step.                                       api/test_peer.c
@@ -631,9 +631,6 @@ OPCOMMS_API opcomms_err opcomms_pollfds(opcomms_peer *peer, opcomms_pollfd *fds,
    OPCOMMS_NO_BACKGROUND (else OPCOMMS_E_BUSY), one thread at a time. */
 OPCOMMS_API opcomms_err opcomms_poll(opcomms_peer *peer, uint32_t timeout_ms);
 
-/* Closes every connection whose key the allow list no longer admits; happens by itself after each
-   change of the list, within one step. */
-
 typedef struct opcomms_stats {
     uint32_t size; /* set by the caller to sizeof(opcomms_stats) */
     uint32_t connections;        /* open now, in and out */
@@ -653,6 +650,8 @@ typedef struct opcomms_stats {
     uint64_t resumed;            /* of the handshakes: those that resumed a session */
 } opcomms_stats;
 
+/* Counts since the start, and what is held now. The caller sets stats->size, and only so much is
+   written. Any thread; does not block. */
 OPCOMMS_API opcomms_err opcomms_get_stats(opcomms_peer *peer, opcomms_stats *stats);
 
 /* Ends the work: no new connection or message is accepted, what is under way is finished (bounded
