@@ -68,7 +68,7 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
     - The receiver's key is the one that was asked for, or nothing is sent.    api/test_peer.c
     - When opcomms_allow_list_remove has returned, nothing more from that key is stored; its
       connections close within one step.                                       api/test_peer.c
-    - Peer and file bytes never crash it.                       fuzz/, unit tests under sanitizers
+    - Peer and file bytes never crash it.                             unit tests under sanitizers
     Between a lost answer and a repeated send a message can arrive twice: OPCOMMS_E_UNKNOWN_OUTCOME
     says when that is possible.
 
