@@ -20,7 +20,8 @@ static void *listen_to_others(void *arg) {
         uint64_t at = 0;
         opcomms_message_from(message, &from);
         printf("%.16s... says: ", from.hash);
-        while (opcomms_message_read(message, at, text, sizeof text, &got) == OPCOMMS_OK && got > 0) {
+        while (opcomms_message_read(message, at, text, sizeof text, &got) == OPCOMMS_OK &&
+               got > 0) {
             fwrite(text, 1, got, stdout);
             at += got;
         }

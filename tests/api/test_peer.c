@@ -1,4 +1,4 @@
-/* What the public functions promise one by one: refusals, ownership, stopping, callbacks, limits. */
+/* What the public functions promise, each: refusals, ownership, stopping, callbacks, limits. */
 #include "party.h"
 
 #include <signal.h>
@@ -452,7 +452,8 @@ TEST(a_large_message_is_read_in_pieces) {
     CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, data, len, 0, &err), OPCOMMS_OK);
     CHECK_EQ(opcomms_receive(b.peer, OPCOMMS_FOREVER, &m, &err), OPCOMMS_OK);
     CHECK_EQ(opcomms_message_size(m), len);
-    while (opcomms_message_read(m, at, piece, 1 + at % sizeof piece, &got) == OPCOMMS_OK && got > 0) {
+    while (opcomms_message_read(m, at, piece, 1 + at % sizeof piece, &got) == OPCOMMS_OK &&
+           got > 0) {
         if (memcmp(piece, data + at, got) != 0) wrong++;
         at += got;
     }
@@ -591,7 +592,8 @@ TEST(blocking_calls_are_refused_inside_a_callback) {
     CHECK_EQ(opcomms_routing_table_allow_all(b.routes, 0), OPCOMMS_OK);
     CHECK_EQ(opcomms_new(&cfg, &b.peer, &err), OPCOMMS_OK);
     CHECK_EQ(opcomms_get_address(b.peer, b.address, sizeof b.address), OPCOMMS_OK);
-    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "x", 1, 0, &err), OPCOMMS_E_ROUTE); /* logged */
+    /* This one is logged. */
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "x", 1, 0, &err), OPCOMMS_E_ROUTE);
     CHECK_EQ(read(in.done[0], &byte, 1), 1);
     CHECK_EQ(opcomms_stop(b.peer), OPCOMMS_OK);
     CHECK(in.calls > 0);
@@ -610,7 +612,9 @@ static void *send_twenty(void *arg) {
     opcomms_error err;
     int i;
     for (i = 0; i < 20; i++) {
-        if (opcomms_send(from->peer, to->hash, to->address, "x", 1, 0, &err) != OPCOMMS_OK) return NULL;
+        if (opcomms_send(from->peer, to->hash, to->address, "x", 1, 0, &err) != OPCOMMS_OK) {
+            return NULL;
+        }
     }
     return arg;
 }
@@ -707,7 +711,8 @@ TEST(texts_and_severities_exist_for_every_error) {
     int i;
     for (i = 0; i > (int)OPCOMMS_E_LAST_; i--) {
         CHECK(strcmp(opcomms_err_text((opcomms_err)i), "unknown error") != 0);
-        CHECK(opcomms_err_severity((opcomms_err)i) >= 0 && opcomms_err_severity((opcomms_err)i) <= 3);
+        CHECK(opcomms_err_severity((opcomms_err)i) >= 0);
+        CHECK(opcomms_err_severity((opcomms_err)i) <= 3);
     }
     CHECK_STR(opcomms_err_text((opcomms_err)1), "unknown error");
     CHECK_STR(opcomms_version(), OPCOMMS_VERSION_STRING);

@@ -136,7 +136,8 @@ TEST(a_list_saved_and_loaded_is_the_same) {
     CHECK(!opcomms_allow_list_is_allowed(m, h1, NULL));
     CHECK_EQ(opcomms_allow_list_reload(m, &err), OPCOMMS_OK);
     CHECK(opcomms_allow_list_is_allowed(m, h1, NULL));
-    CHECK_EQ(opcomms_allow_list_load_text(m, "a: 1.2.3.4\nb: nonsense\n", 23, &err), OPCOMMS_E_SYNTAX);
+    CHECK_EQ(opcomms_allow_list_load_text(m, "a: 1.2.3.4\nb: nonsense\n", 23, &err),
+             OPCOMMS_E_SYNTAX);
     CHECK_EQ(err.line, 2);
     CHECK(opcomms_allow_list_is_allowed(m, h1, NULL)); /* nothing has changed */
     CHECK_EQ(opcomms_allow_list_allow_all(l, 1), OPCOMMS_OK);

@@ -103,7 +103,7 @@ static size_t raw_talk(raw *r, const uint8_t *data, size_t len, char *answer, si
                 if (memcmp(answer + i, until, m) == 0) return have;
             }
         }
-        if (!raw_turn(r, at < len ? 0 : 5000)) { /* nothing to wait for while there is more to send */
+        if (!raw_turn(r, at < len ? 0 : 5000)) { /* no wait while there is more to send */
             *ended = 1;
             return have;
         }
@@ -203,9 +203,11 @@ TEST(every_captured_client_stream_gets_the_verdict_of_the_reference) {
 
 TEST(a_frame_of_exactly_8_mib_is_stored_and_one_byte_more_closes) {
     static const char head[] =
-        "{\"Request\":{\"context\":{\"deadline\":{\"secs\":9,\"nanos\":0},\"trace_context\":{\"trace_id\":"
-        "[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],\"span_id\":1,\"sampling_decision\":\"Unsampled\"}},\"id\":0,"
-        "\"message\":{\"Send\":{\"from_id\":0,\"dest\":{\"pubkey_hash\":\"big\",\"id\":0},\"msg\":\"";
+        "{\"Request\":{\"context\":{\"deadline\":{\"secs\":9,\"nanos\":0},\"trace_context\":{"
+        "\"trace_id\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],\"span_id\":1,"
+        "\"sampling_decision\":\"Unsampled\"}},\"id\":0,"
+        "\"message\":{\"Send\":{\"from_id\":0,\"dest\":{\"pubkey_hash\":\"big\",\"id\":0},"
+        "\"msg\":\"";
     size_t total = OPCOMMS_MAX_FRAME, tail_len = strlen("\"}}}}");
     uint8_t *p = (uint8_t *)malloc(total + 8);
     uint8_t over[5] = {0x00, 0x80, 0x00, 0x01, '{'};
@@ -253,9 +255,10 @@ TEST(a_text_that_only_begins_like_an_array_is_kept_as_text) {
         frame = (char *)malloc(n + 1024);
         answer = (char *)malloc(1024);
         snprintf(frame + 4, n + 1000,
-                 "{\"Request\":{\"context\":{\"deadline\":{\"secs\":9,\"nanos\":0},\"trace_context\":{"
-                 "\"trace_id\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],\"span_id\":1,\"sampling_decision\":"
-                 "\"Unsampled\"}},\"id\":0,\"message\":{\"Send\":{\"from_id\":3,\"dest\":{"
+                 "{\"Request\":{\"context\":{\"deadline\":{\"secs\":9,\"nanos\":0},"
+                 "\"trace_context\":{\"trace_id\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],"
+                 "\"span_id\":1,\"sampling_decision\":\"Unsampled\"}},\"id\":0,"
+                 "\"message\":{\"Send\":{\"from_id\":3,\"dest\":{"
                  "\"pubkey_hash\":\"%s\",\"id\":0},\"msg\":\"%s\"}}}}",
                  hash, text);
         opc__buf_put32((uint8_t *)frame, (uint32_t)strlen(frame + 4));
