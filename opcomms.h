@@ -7610,7 +7610,7 @@ typedef struct opc__conn {
     opc__call *waiting; /* written, answer outstanding */
     uint64_t next_id;
     uint64_t answers;
-    int more;          /* a slice of a conversion is left to do, although no byte moves */
+    int more;          /* another step is due, although no byte moves */
     uint64_t activity; /* counts application progress, for idle time-outs */
     opc__tls tls;
 } opc__conn;
@@ -8160,7 +8160,9 @@ OPC__FN void opc__conn_step(opc__conn *c, uint64_t now_us) {
         rc = opc__conn_input(c);
         if (rc == OPCOMMS_OK) rc = opc__conn_output(c, now_us);
         if (rc == OPCOMMS_OK && c->server && c->reply_count < OPC__CONN_REPLIES) {
+            uint32_t owed = c->reply_count;
             rc = opc__conn_input(c); /* answers that went out made room for more */
+            if (c->reply_count > owed) c->more = 1; /* and nothing else would send these */
         }
     }
     if (rc != OPCOMMS_OK) {
