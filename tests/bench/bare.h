@@ -39,6 +39,7 @@ static void bare_engine(bare_end *e, const bare_id *other) {
         BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
         BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256, BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
         BR_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256};
+    const unsigned usages = BR_KEYTYPE_SIGN | BR_KEYTYPE_KEYX;
     br_ssl_engine_set_versions(e->eng, BR_TLS12, BR_TLS12);
     br_ssl_engine_set_suites(e->eng, br_aes_x86ni_ctr_get_vtable() != NULL ? aes : chacha, 4);
     br_ssl_engine_set_hash(e->eng, br_sha256_ID, &br_sha256_vtable);
@@ -50,9 +51,9 @@ static void bare_engine(bare_end *e, const bare_id *other) {
     br_ssl_engine_set_rsavrfy(e->eng, br_rsa_pkcs1_vrfy_get_default());
     br_ssl_engine_set_ecdsa(e->eng, bare_vrfy);
     if (other->is_rsa) {
-        br_x509_knownkey_init_rsa(&e->known, &other->known.key.rsa, BR_KEYTYPE_SIGN | BR_KEYTYPE_KEYX);
+        br_x509_knownkey_init_rsa(&e->known, &other->known.key.rsa, usages);
     } else {
-        br_x509_knownkey_init_ec(&e->known, &other->known.key.ec, BR_KEYTYPE_SIGN | BR_KEYTYPE_KEYX);
+        br_x509_knownkey_init_ec(&e->known, &other->known.key.ec, usages);
     }
     br_ssl_engine_set_x509(e->eng, &e->known.vtable);
     br_ssl_engine_set_buffers_bidi(e->eng, e->in, sizeof e->in, e->out, sizeof e->out);

@@ -7,6 +7,8 @@
 
 #include "bare.h"
 
+#include <dirent.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <sys/sysmacros.h>
@@ -44,6 +46,46 @@ static double now_us(void) {
     return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
 }
 
+/* Left alone, the scheduler puts two processes that talk to each other now on one processor, now on
+   two: a round trip takes 7 us or 80, by chance, and differently for raw and ours. So a blocking
+   sender is measured in both places: on one, where computing counts; on two, where waking does. */
+static cpu_set_t anywhere, first, last;
+static int processors;
+
+static void places(void) {
+    size_t i, low = CPU_SETSIZE, high = 0;
+    if (sched_getaffinity(0, sizeof anywhere, &anywhere) != 0) {
+        die("processors: %s", strerror(errno));
+    }
+    for (i = 0; i < CPU_SETSIZE; i++) {
+        if (!CPU_ISSET(i, &anywhere)) continue;
+        if (low == CPU_SETSIZE) low = i;
+        high = i;
+        processors++;
+    }
+    CPU_ZERO(&first);
+    CPU_ZERO(&last);
+    CPU_SET(low, &first);
+    CPU_SET(high, &last);
+}
+
+/* All threads of a process. */
+static void place(pid_t pid, const cpu_set_t *where) {
+    char path[64];
+    struct dirent *e;
+    DIR *d;
+    snprintf(path, sizeof path, "/proc/%d/task", (int)pid);
+    d = opendir(path);
+    if (d == NULL) die("%s: %s", path, strerror(errno));
+    while ((e = readdir(d)) != NULL) {
+        pid_t thread = (pid_t)strtol(e->d_name, NULL, 10);
+        if (thread > 0 && sched_setaffinity(thread, sizeof *where, where) != 0) {
+            die("processors: %s", strerror(errno));
+        }
+    }
+    closedir(d);
+}
+
 /* ---- figures ---- */
 
 static int by_value(const void *a, const void *b) {
@@ -57,10 +99,11 @@ static double share(double *v, int n, double part) {
     return v[(int)(part * (n - 1) + 0.5)];
 }
 
-static double median(const double *v, int n) {
-    double copy[256];
-    memcpy(copy, v, (size_t)n * sizeof *v);
-    return share(copy, n, 0.5);
+/* The median of all rounds. */
+static double middle(const double v[ROUNDS]) {
+    double copy[ROUNDS];
+    memcpy(copy, v, sizeof copy);
+    return share(copy, ROUNDS, 0.5);
 }
 
 /* target 0: none. `ours` and `raw` are text with their units. */
@@ -181,7 +224,7 @@ static double raw_trip(int fd, size_t n) {
     return now_us() - start;
 }
 
-static int raw_file(off_t *at) {
+static int raw_file(void) {
     static char zeros[65536];
     char path[600];
     size_t i;
@@ -191,21 +234,9 @@ static int raw_file(off_t *at) {
     if (fd < 0) die("%s: %s", path, strerror(errno));
     for (i = 0; i < SPACE / sizeof zeros; i++) all_out(fd, zeros, sizeof zeros);
     if (fsync(fd) != 0) die("fsync: %s", strerror(errno));
-    *at = 0;
     return fd;
 }
 
-static double raw_append(int fd, off_t *at, size_t n) {
-    char buf[1024];
-    double start = now_us();
-    memset(buf, 'r', n);
-    if (*at + (off_t)n > (off_t)SPACE) *at = 0;
-    if (pwrite(fd, buf, n, *at) != (ssize_t)n || fdatasync(fd) != 0) {
-        die("append: %s", strerror(errno));
-    }
-    *at += (off_t)n;
-    return now_us() - start;
-}
 
 /* ---- ours ---- */
 
@@ -313,74 +344,125 @@ static double send_one(opcomms_peer *from, const receiver *to) {
     return now_us() - start;
 }
 
+/* What the figures are taken with. */
+typedef struct bench {
+    opcomms_peer *from;
+    receiver never;
+    receiver always;
+    int raw;     /* connected to the process that sends back */
+    int file;    /* for raw appends */
+    off_t at;
+    int durable; /* the file system keeps what is synced */
+} bench;
+
+static double raw_append(bench *b, size_t n) {
+    char buf[1024];
+    double start = now_us();
+    memset(buf, 'r', n);
+    if (b->at + (off_t)n > (off_t)SPACE) b->at = 0;
+    if (pwrite(b->file, buf, n, b->at) != (ssize_t)n || fdatasync(b->file) != 0) {
+        die("append: %s", strerror(errno));
+    }
+    b->at += (off_t)n;
+    return now_us() - start;
+}
+
 /* ---- a blocking sender: time and rate ---- */
 
 typedef struct series {
     double v[BLOCKS * RAW_N];
     int n;
-    double p50[ROUNDS], p99[ROUNDS], rate[ROUNDS];
 } series;
 
-static void series_end(series *s, int round) {
-    double sum = 0;
+/* The answer is the rate. */
+static double series_end(series *s, double *p50, double *p99) {
+    double sum = 0, rate;
     int i;
     for (i = 0; i < s->n; i++) sum += s->v[i];
-    s->rate[round] = s->n / sum * 1e6;
-    s->p99[round] = share(s->v, s->n, 0.99);
-    s->p50[round] = share(s->v, s->n, 0.5);
+    rate = s->n / sum * 1e6;
+    *p99 = share(s->v, s->n, 0.99);
+    *p50 = share(s->v, s->n, 0.5);
     s->n = 0;
+    return rate;
 }
 
-static void measure_send(opcomms_peer *from, receiver *never, receiver *always, int raw, int file,
-                         off_t *at, int durable) {
+/* Of one place, all rounds. */
+typedef struct sending {
+    double trip50[ROUNDS], trip99[ROUNDS], ours50[ROUNDS], ours99[ROUNDS], ratio[ROUNDS];
+    double sync50[ROUNDS], sum50[ROUNDS], sum99[ROUNDS], kept50[ROUNDS], kept99[ROUNDS];
+    double kept_ratio[ROUNDS];
+    double trip_rate[ROUNDS], ours_rate[ROUNDS], rate_ratio[ROUNDS];
+    double sum_rate[ROUNDS], kept_rate[ROUNDS], kept_rate_ratio[ROUNDS];
+} sending;
+
+static void send_round(bench *b, sending *s, int round) {
     static series trip, ours, sync, kept;
-    double r1[ROUNDS], r2[ROUNDS], sum50[ROUNDS], sum99[ROUNDS], rate[ROUNDS];
-    double rate1[ROUNDS], rate2[ROUNDS];
-    char text[64];
-    int round, block, i;
-    for (i = 0; i < 100; i++) {
-        (void)raw_trip(raw, SIZE);
-        (void)send_one(from, never);
-    }
-    if (durable) (void)send_one(from, always);
-    for (round = 0; round < ROUNDS; round++) {
-        for (block = 0; block < BLOCKS; block++) {
-            for (i = 0; i < RAW_N; i++) trip.v[trip.n++] = raw_trip(raw, SIZE);
-            for (i = 0; i < NEVER_N; i++) ours.v[ours.n++] = send_one(from, never);
-            for (i = 0; durable && i < SYNC_N; i++) sync.v[sync.n++] = raw_append(file, at, SIZE);
-            for (i = 0; durable && i < ALWAYS_N; i++) kept.v[kept.n++] = send_one(from, always);
+    int block, i;
+    for (block = 0; block < BLOCKS; block++) {
+        for (i = 0; i < RAW_N; i++) trip.v[trip.n++] = raw_trip(b->raw, SIZE);
+        for (i = 0; i < NEVER_N; i++) ours.v[ours.n++] = send_one(b->from, &b->never);
+        for (i = 0; b->durable && i < SYNC_N; i++) sync.v[sync.n++] = raw_append(b, SIZE);
+        for (i = 0; b->durable && i < ALWAYS_N; i++) {
+            kept.v[kept.n++] = send_one(b->from, &b->always);
         }
-        receiver_drain(never);
-        series_end(&trip, round);
-        series_end(&ours, round);
-        r1[round] = ours.p50[round] / trip.p50[round];
-        rate1[round] = ours.rate[round] / trip.rate[round];
-        if (!durable) continue;
-        receiver_drain(always);
-        series_end(&sync, round);
-        series_end(&kept, round);
-        sum50[round] = trip.p50[round] + sync.p50[round];
-        sum99[round] = trip.p99[round] + sync.p99[round];
-        rate[round] = 1 / (1 / trip.rate[round] + 1 / sync.rate[round]);
-        r2[round] = kept.p50[round] / sum50[round];
-        rate2[round] = kept.rate[round] / rate[round];
     }
-    row2("send 64 B, never: p50 / p99 us", "%.0f / %.0f", median(ours.p50, ROUNDS),
-         median(ours.p99, ROUNDS), median(trip.p50, ROUNDS), median(trip.p99, ROUNDS),
-         median(r1, ROUNDS), 3.0);
-    if (durable) {
-        row2("send 64 B, always: p50 / p99 us", "%.0f / %.0f", median(kept.p50, ROUNDS),
-             median(kept.p99, ROUNDS), median(sum50, ROUNDS), median(sum99, ROUNDS),
-             median(r2, ROUNDS), 2.0);
-        snprintf(text, sizeof text, "%.0f + %.0f", median(trip.p50, ROUNDS),
-                 median(sync.p50, ROUNDS));
-        row("  its raw limit: round trip + append, fdatasync: us", "", text, 0, 0);
+    receiver_drain(&b->never);
+    receiver_drain(&b->always);
+    s->trip_rate[round] = series_end(&trip, &s->trip50[round], &s->trip99[round]);
+    s->ours_rate[round] = series_end(&ours, &s->ours50[round], &s->ours99[round]);
+    s->ratio[round] = s->ours50[round] / s->trip50[round];
+    s->rate_ratio[round] = s->ours_rate[round] / s->trip_rate[round];
+    if (!b->durable) return;
+    s->sum_rate[round] = series_end(&sync, &s->sync50[round], &s->sum99[round]);
+    s->sum_rate[round] = 1 / (1 / s->trip_rate[round] + 1 / s->sum_rate[round]);
+    s->sum50[round] = s->trip50[round] + s->sync50[round];
+    s->sum99[round] += s->trip99[round];
+    s->kept_rate[round] = series_end(&kept, &s->kept50[round], &s->kept99[round]);
+    s->kept_ratio[round] = s->kept50[round] / s->sum50[round];
+    s->kept_rate_ratio[round] = s->kept_rate[round] / s->sum_rate[round];
+}
+
+static void measure_send(bench *b) {
+    static sending at[2];
+    static const char *const where[2] = {"one processor", "two"};
+    char text[96], raw[64];
+    int round, k, i, n = processors > 1 ? 2 : 1;
+    for (i = 0; i < 100; i++) {
+        (void)raw_trip(b->raw, SIZE);
+        (void)send_one(b->from, &b->never);
     }
-    row2("1 sender, never: messages/s", "%.0f", median(ours.rate, ROUNDS), 0,
-         median(trip.rate, ROUNDS), 0, median(rate1, ROUNDS), 0);
-    if (durable) {
-        row2("1 sender, always: messages/s", "%.0f", median(kept.rate, ROUNDS), 0,
-             median(rate, ROUNDS), 0, median(rate2, ROUNDS), 0);
+    (void)send_one(b->from, &b->always);
+    place(getpid(), &first);
+    for (round = 0; round < ROUNDS; round++) {
+        for (k = 0; k < n; k++) {
+            for (i = 0; i < children_count; i++) place(children[i], k == 0 ? &first : &last);
+            send_round(b, &at[k], round);
+        }
+    }
+    place(getpid(), &anywhere);
+    for (i = 0; i < children_count; i++) place(children[i], &anywhere);
+    for (k = 0; k < n; k++) {
+        const sending *s = &at[k];
+        snprintf(text, sizeof text, "send 64 B, never, %s: p50 / p99 us", where[k]);
+        row2(text, "%.0f / %.0f", middle(s->ours50), middle(s->ours99), middle(s->trip50),
+             middle(s->trip99), middle(s->ratio), 3.0);
+        if (!b->durable) continue;
+        snprintf(text, sizeof text, "send 64 B, always, %s: p50 / p99 us", where[k]);
+        row2(text, "%.0f / %.0f", middle(s->kept50), middle(s->kept99), middle(s->sum50),
+             middle(s->sum99), middle(s->kept_ratio), 2.0);
+        snprintf(raw, sizeof raw, "%.0f + %.0f", middle(s->trip50), middle(s->sync50));
+        row("  its raw: round trip + append, fdatasync: us", "", raw, 0, 0);
+    }
+    if (n == 1) row("send 64 B, two processors", "there is one", "", 0, 0);
+    for (k = 0; k < n; k++) {
+        const sending *s = &at[k];
+        snprintf(text, sizeof text, "1 sender, never, %s: messages/s", where[k]);
+        row2(text, "%.0f", middle(s->ours_rate), 0, middle(s->trip_rate), 0,
+             middle(s->rate_ratio), 0);
+        if (!b->durable) continue;
+        snprintf(text, sizeof text, "1 sender, always, %s: messages/s", where[k]);
+        row2(text, "%.0f", middle(s->kept_rate), 0, middle(s->sum_rate), 0,
+             middle(s->kept_rate_ratio), 0);
     }
 }
 
@@ -415,29 +497,26 @@ static double crowd_rate(opcomms_peer *from, const receiver *to, int n) {
 }
 
 /* Raw: sixteen messages of 64 bytes in one write, one answer, one sync. */
-static void measure_crowd(opcomms_peer *from, receiver *never, receiver *always, int raw, int file,
-                          off_t *at, int durable) {
+static void measure_crowd(bench *b) {
     double ours[ROUNDS], kept[ROUNDS], trip[ROUNDS], sync[ROUNDS], r1[ROUNDS], r2[ROUNDS];
     int round, i;
     for (round = 0; round < ROUNDS; round++) {
         double t = 0, s = 0;
-        for (i = 0; i < 200; i++) t += raw_trip(raw, THREADS * SIZE);
+        for (i = 0; i < 200; i++) t += raw_trip(b->raw, THREADS * SIZE);
         trip[round] = THREADS * 200 / t * 1e6;
-        ours[round] = crowd_rate(from, never, 200);
+        ours[round] = crowd_rate(b->from, &b->never, 200);
         r1[round] = ours[round] / trip[round];
-        receiver_drain(never);
-        if (!durable) continue;
-        for (i = 0; i < 50; i++) s += raw_append(file, at, THREADS * SIZE);
+        receiver_drain(&b->never);
+        if (!b->durable) continue;
+        for (i = 0; i < 50; i++) s += raw_append(b, THREADS * SIZE);
         sync[round] = THREADS / (t / 200 + s / 50) * 1e6;
-        kept[round] = crowd_rate(from, always, 50);
+        kept[round] = crowd_rate(b->from, &b->always, 50);
         r2[round] = kept[round] / sync[round];
-        receiver_drain(always);
+        receiver_drain(&b->always);
     }
-    row2("16 senders, never: messages/s", "%.0f", median(ours, ROUNDS), 0, median(trip, ROUNDS), 0,
-         median(r1, ROUNDS), 0);
-    if (!durable) return;
-    row2("16 senders, always: messages/s", "%.0f", median(kept, ROUNDS), 0, median(sync, ROUNDS), 0,
-         median(r2, ROUNDS), 0);
+    row2("16 senders, never: messages/s", "%.0f", middle(ours), 0, middle(trip), 0, middle(r1), 0);
+    if (!b->durable) return;
+    row2("16 senders, always: messages/s", "%.0f", middle(kept), 0, middle(sync), 0, middle(r2), 0);
 }
 
 /* ---- handshakes ---- */
@@ -517,7 +596,7 @@ static double less(double a, double b) { return a < b ? a : b; }
 
 /* Milliseconds of computing: whoever shares the processor takes whole time slices out of the middle
    of one, and out of ours more often, because it changes processes. The best of a round is what it
-   takes. */
+   takes. All on one processor, as the bare pair is one process. */
 static void measure_handshake(receiver *r, const key *from, const key *to, char type,
                               const char *name) {
     static bare_owner server, client;
@@ -538,11 +617,11 @@ static void measure_handshake(receiver *r, const key *from, const key *to, char 
         r2[round] = ours[round] / memory[round];
     }
     snprintf(text, sizeof text, "full handshake, %s: us", name);
-    row2(text, "%.0f", median(ours, ROUNDS), 0, median(tcp, ROUNDS), 0,
-         median(r1, ROUNDS), 1.3);
+    row2(text, "%.0f", middle(ours), 0, middle(tcp), 0,
+         middle(r1), 1.3);
     snprintf(text, sizeof text, "  the same, bare pair in memory: us");
-    row2(text, "%.0f", median(ours, ROUNDS), 0, median(memory, ROUNDS), 0,
-         median(r2, ROUNDS), 0);
+    row2(text, "%.0f", middle(ours), 0, middle(memory), 0,
+         middle(r2), 0);
 }
 
 /* ---- opening a log ---- */
@@ -615,21 +694,22 @@ static void measure_open(const key *k) {
         opcomms_free(peer);
     }
     snprintf(name, sizeof name, "open 100 MB, %u unread; raw: read it: ms", (unsigned)count);
-    row2(name, "%.0f", median(ours, ROUNDS) / 1e3, 0, median(raw, ROUNDS) / 1e3, 0,
-         median(r, ROUNDS), 0);
+    row2(name, "%.0f", middle(ours) / 1e3, 0, middle(raw) / 1e3, 0,
+         middle(r), 0);
 }
 
 int main(int argc, char **argv) {
     static key sender, plain, synced, rsa[2], ec[2], logger;
-    receiver never, always, fresh;
-    opcomms_peer *from;
+    receiver fresh;
+    bench b;
     char type[64], text[96];
-    off_t at = 0;
-    int raw, file = -1, durable;
+    int i;
     if (argc != 2 || strlen(argv[1]) >= sizeof dir) die("usage: bench DIRECTORY");
     strcpy(dir, argv[1]);
+    memset(&b, 0, sizeof b);
+    places();
     fs_type(dir, type, sizeof type);
-    durable = strcmp(type, "tmpfs") != 0 && strcmp(type, "ramfs") != 0;
+    b.durable = strcmp(type, "tmpfs") != 0 && strcmp(type, "ramfs") != 0;
     if (opcomms_allow_list_new(NULL, &allow) || opcomms_routing_table_new(NULL, &routes) ||
         opcomms_routing_table_allow_all(routes, 1)) {
         die("no memory");
@@ -645,28 +725,28 @@ int main(int argc, char **argv) {
     keys_rsa = &rsa[1];
     keys_ec = &ec[1];
     /* All processes begin before the first thread does. */
-    raw = raw_start();
-    receiver_start(&never, &plain, "never.log", OPCOMMS_DURABLE_NEVER);
-    receiver_start(&always, &synced, "always.log", OPCOMMS_DURABLE_ALWAYS);
+    b.raw = raw_start();
+    receiver_start(&b.never, &plain, "never.log", OPCOMMS_DURABLE_NEVER);
+    receiver_start(&b.always, &synced, "always.log", OPCOMMS_DURABLE_ALWAYS);
     receiver_start(&fresh, &rsa[1], NULL, OPCOMMS_DURABLE_NEVER);
-    from = peer_make(&sender, "sender.log", OPCOMMS_DURABLE_ALWAYS);
-    if (durable) {
-        file = raw_file(&at);
-        snprintf(text, sizeof text, "%s", type);
-    } else {
-        snprintf(text, sizeof text, "%s: no durable figures", type);
-    }
+    b.from = peer_make(&sender, "sender.log", OPCOMMS_DURABLE_ALWAYS);
+    b.file = raw_file();
+    snprintf(text, sizeof text, "%s%s", type, b.durable ? "" : ": no durable figures");
     row("file system", text, "", 0, 0);
-    measure_send(from, &never, &always, raw, file, &at, durable);
-    measure_crowd(from, &never, &always, raw, file, &at, durable);
-    opcomms_free(from);
+    measure_send(&b);
+    measure_crowd(&b);
+    opcomms_free(b.from);
+    place(getpid(), &first);
+    for (i = 0; i < children_count; i++) place(children[i], &first);
     measure_handshake(&fresh, &rsa[0], &rsa[1], 'r', "RSA-2048");
     measure_handshake(&fresh, &ec[0], &ec[1], 'e', "P-256");
+    place(getpid(), &anywhere);
     measure_open(&logger);
-    close(never.fd);
-    close(always.fd);
+    close(b.never.fd);
+    close(b.always.fd);
     close(fresh.fd);
-    close(raw);
+    close(b.file);
+    close(b.raw);
     while (children_count > 0) waitpid(children[--children_count], NULL, 0);
     opcomms_allow_list_release(allow);
     opcomms_routing_table_release(routes);
