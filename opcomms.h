@@ -9616,20 +9616,21 @@ OPC__FN void opc__node_step(opcomms_peer *p, size_t n) {
     uint64_t now = opc__node_now(p);
     uint32_t i;
     size_t k;
-    p->more = 0;
+    int knock = 0;
     p->signs = 0;
     for (k = 0; k < n; k++) {
         if (p->fds[k].revents == 0) continue;
         if (p->fds[k].handle == p->wake[0]) p->plat->wake_drain(p->plat->user, p->wake);
+        if (p->fds[k].handle == p->listener) knock = 1;
         if (p->fds_slot[k] != NULL) p->fds_slot[k]->events_ready = (int)p->fds[k].revents;
     }
     opc__node_revoke(p);
-    if (p->listener != OPCOMMS_NO_HANDLE && !p->stopping && now >= p->accept_again_us) {
-        opc__node_accept(p, now);
+    if (knock && !p->stopping && now >= p->accept_again_us) opc__node_accept(p, now);
+    for (i = 0; i < 2 && (i == 0 || p->more); i++) { /* a sync releases answers */
+        p->more = 0;
+        opc__node_pump_all(p, now);
+        opc__node_flush(p, now);
     }
-    opc__node_pump_all(p, now);
-    opc__node_flush(p, now);
-    if (p->more) opc__node_pump_all(p, now); /* answers that a sync has just released */
     for (i = p->slots_count; i > 0; i--) {
         if (p->stopping && p->slots[i - 1]->admitted && opc__conn_quiet(&p->slots[i - 1]->conn)) {
             opc__conn_end(&p->slots[i - 1]->conn);
