@@ -4933,6 +4933,7 @@ OPC__FN opcomms_err opc__cert_file_hash(const opcomms_platform *plat, const char
 /* >>tls ==== L2 ==== TLS 1.2 by BearSSL, both roles, mutual, without sockets or clock */
 
 #define OPC__TLS_OUT_BYTES 4181u /* output buffer: a record of 4 096 bytes and its overhead */
+#define OPC__TLS_AHEAD_BYTES 1024u /* a message of 64 bytes and its answer fit */
 #define OPC__TLS_DAY0 719528u    /* 1970-01-01 in BearSSL's days since year 0 */
 #define OPC__TLS_FIXED_DAY 20089u /* 2025-01-01, at which the well-known hierarchy is validated */
 
@@ -5010,6 +5011,12 @@ typedef struct opc__tls {
     uint64_t now_us;  /* when the connection was made */
     int offered;      /* client: a session was offered */
     int chain_seen;   /* the peer has shown a certificate: this is no resumption */
+    /* The engine asks for the five bytes of a record's header, then for the record. What is read
+       ahead saves the second system call; nothing more is read before the engine has it all. */
+    int in_ahead; /* opc__tls_in has handed out `ahead` */
+    uint32_t ahead_at;
+    uint32_t ahead_len;
+    uint8_t ahead[OPC__TLS_AHEAD_BYTES];
     uint8_t in[BR_SSL_BUFSIZE_INPUT];
     uint8_t out[OPC__TLS_OUT_BYTES];
 } opc__tls;
@@ -5320,10 +5327,25 @@ OPC__FN int opc__tls_closed(const opc__tls *t) {
            br_ssl_engine_current_state(t->eng) == 0;
 }
 
+/* Gives the engine what was read ahead, as far as it takes it. */
+OPC__FN void opc__tls_feed(opc__tls *t) {
+    while (t->ahead_at < t->ahead_len) {
+        size_t room = 0, n = t->ahead_len - t->ahead_at;
+        uint8_t *p = br_ssl_engine_recvrec_buf(t->eng, &room);
+        if (p == NULL || room == 0) return;
+        if (n > room) n = room;
+        memcpy(p, t->ahead + t->ahead_at, n);
+        t->ahead_at += (uint32_t)n;
+        br_ssl_engine_recvrec_ack(t->eng, n);
+    }
+}
+
 /* After every movement: notices the end of the handshake; throws away data that comes after we
    began to close, without which the engine would never finish. */
 OPC__FN void opc__tls_settle(opc__tls *t) {
-    int finished = (br_ssl_engine_current_state(t->eng) & BR_SSL_SENDAPP) != 0;
+    int finished;
+    opc__tls_feed(t);
+    finished = (br_ssl_engine_current_state(t->eng) & BR_SSL_SENDAPP) != 0;
     if (!t->ready && finished && t->offered && !t->chain_seen) {
         /* Resumed: no certificate came; whoever answered holds the secret that was agreed with the
            expected key. Whether that key is still admitted is asked again. */
@@ -5339,14 +5361,29 @@ OPC__FN void opc__tls_settle(opc__tls *t) {
         size_t len = 0;
         if (br_ssl_engine_recvapp_buf(t->eng, &len) == NULL || len == 0) break;
         br_ssl_engine_recvapp_ack(t->eng, len);
+        opc__tls_feed(t);
     }
 }
 
 OPC__FN uint8_t *opc__tls_in(opc__tls *t, size_t *room) {
-    return t->eng == NULL ? NULL : br_ssl_engine_recvrec_buf(t->eng, room);
+    uint8_t *p = NULL;
+    *room = 0;
+    t->in_ahead = 0;
+    if (t->eng == NULL || t->ahead_at < t->ahead_len) return NULL;
+    p = br_ssl_engine_recvrec_buf(t->eng, room);
+    if (p == NULL || *room >= sizeof t->ahead) return p;
+    t->in_ahead = 1;
+    *room = sizeof t->ahead;
+    return t->ahead;
 }
 OPC__FN void opc__tls_in_done(opc__tls *t, size_t n) {
-    if (n > 0) br_ssl_engine_recvrec_ack(t->eng, n);
+    if (t->in_ahead) {
+        OPCOMMS_ASSERT(n <= sizeof t->ahead);
+        t->ahead_at = 0;
+        t->ahead_len = (uint32_t)n;
+    } else if (n > 0) {
+        br_ssl_engine_recvrec_ack(t->eng, n);
+    }
     opc__tls_settle(t);
 }
 OPC__FN const uint8_t *opc__tls_out(opc__tls *t, size_t *len) {
@@ -5365,7 +5402,9 @@ OPC__FN const uint8_t *opc__tls_read(opc__tls *t, size_t *len) {
     return t->ready && !t->closing ? br_ssl_engine_recvapp_buf(t->eng, len) : NULL;
 }
 OPC__FN void opc__tls_read_done(opc__tls *t, size_t n) {
-    if (n > 0) br_ssl_engine_recvapp_ack(t->eng, n);
+    if (n == 0) return;
+    br_ssl_engine_recvapp_ack(t->eng, n);
+    opc__tls_feed(t);
 }
 OPC__FN uint8_t *opc__tls_write(opc__tls *t, size_t *room) {
     return t->ready && !t->closing ? br_ssl_engine_sendapp_buf(t->eng, room) : NULL;
@@ -9044,8 +9083,10 @@ OPC__FN opcomms_err opc__node_put(opcomms_peer *p, const opc__end *e, const uint
     return rc;
 }
 
-/* Moves bytes between a socket and TLS; 1 when anything moved. Shared by slots and links. */
-OPC__FN int opc__node_wire(opcomms_peer *p, const opc__end *e, opc__conn *c, int may_recv) {
+/* Moves bytes between a socket and TLS; answers 1 when anything moved. *may_recv becomes 0 when the
+   socket has given all it had: asking again would be a system call for nothing. Shared by slots and
+   links. */
+OPC__FN int opc__node_wire(opcomms_peer *p, const opc__end *e, opc__conn *c, int *may_recv) {
     const opcomms_platform *plat = p->plat;
     int moved = 0, os = 0;
     size_t len = 0;
@@ -9062,11 +9103,12 @@ OPC__FN int opc__node_wire(opcomms_peer *p, const opc__end *e, opc__conn *c, int
             return 0;
         }
     }
-    if (may_recv && !c->input_ended) {
+    if (*may_recv && !c->input_ended) {
         size_t room = 0, got = 0;
         uint8_t *in = opc__tls_in(&c->tls, &room);
         if (in == NULL || room == 0) return moved;
         rc = plat->sock_recv(plat->user, e->sock, in, room, &got, &os);
+        if (rc == OPCOMMS_E_AGAIN || (rc == OPCOMMS_OK && got > 0 && got < room)) *may_recv = 0;
         if (rc == OPCOMMS_OK && got > 0) {
             opc__tls_in_done(&c->tls, got);
             moved = 1;
@@ -9080,7 +9122,7 @@ OPC__FN int opc__node_wire(opcomms_peer *p, const opc__end *e, opc__conn *c, int
     return moved;
 }
 
-OPC__FN int opc__node_slot_wire(opcomms_peer *p, opc__slot *s, int may_recv) {
+OPC__FN int opc__node_slot_wire(opcomms_peer *p, opc__slot *s, int *may_recv) {
     opc__end e;
     e.sock = s->sock;
     e.hash = opc__tls_peer(&s->conn.tls);
@@ -9113,7 +9155,7 @@ OPC__FN void opc__node_slot_admitted(opcomms_peer *p, opc__slot *s) {
 OPC__FN void opc__node_slot_pump(opcomms_peer *p, opc__slot *s, uint64_t now_us) {
     opc__conn *c = &s->conn;
     uint32_t round;
-    int may_recv = (s->events_ready & (int)(OPCOMMS_POLL_IN | OPCOMMS_POLL_ERR)) != 0;
+    int may_recv = (s->events_ready & (int)(OPCOMMS_POLL_IN | OPCOMMS_POLL_ERR)) != 0, no = 0;
     for (round = 0; round < OPC__NODE_ROUNDS && c->state != OPC__CONN_DEAD; round++) {
         int moved, recv_now = may_recv;
         if (c->state == OPC__CONN_HANDSHAKE && recv_now && opc__tls_will_sign(&c->tls)) {
@@ -9124,14 +9166,14 @@ OPC__FN void opc__node_slot_pump(opcomms_peer *p, opc__slot *s, uint64_t now_us)
                 p->signs++;
             }
         }
-        moved = opc__node_slot_wire(p, s, recv_now);
+        moved = opc__node_slot_wire(p, s, recv_now ? &may_recv : &recv_now);
         opc__conn_step(c, now_us);
         if (c->state == OPC__CONN_OPEN && !s->admitted) opc__node_slot_admitted(p, s);
         if (!moved) break;
         if (round + 1 == OPC__NODE_ROUNDS) p->more = 1;
     }
     /* What the last step produced leaves at once instead of in the next step. */
-    if (c->state != OPC__CONN_DEAD && opc__node_slot_wire(p, s, 0) &&
+    if (c->state != OPC__CONN_DEAD && opc__node_slot_wire(p, s, &no) &&
         c->out_stage != OPC__OUT_IDLE) {
         p->more = 1; /* the frame goes on as soon as the record is out */
     }
@@ -9216,7 +9258,7 @@ OPC__FN void opc__link_close(opc__link *l) {
     l->reused = 0;
 }
 
-OPC__FN int opc__link_wire(opc__link *l, int may_recv) {
+OPC__FN int opc__link_wire(opc__link *l, int *may_recv) {
     opc__end e;
     e.sock = l->sock;
     e.hash = l->hash;
@@ -9227,10 +9269,11 @@ OPC__FN int opc__link_wire(opc__link *l, int may_recv) {
 /* Says goodbye on an idle connection, as far as that works without waiting, and closes it. */
 OPC__FN void opc__link_end(opc__link *l) {
     const opcomms_platform *plat = l->peer->plat;
+    int no = 0;
     if (l->sock == OPCOMMS_NO_HANDLE) return;
     if (!l->connecting && l->conn.state == OPC__CONN_OPEN) {
         opc__conn_end(&l->conn);
-        (void)opc__link_wire(l, 0);
+        (void)opc__link_wire(l, &no);
         plat->sock_shutdown(plat->user, l->sock, 0);
     }
     opc__link_close(l);
@@ -9350,7 +9393,7 @@ OPC__FN void opc__link_died(opc__link *l, opcomms_err why, int os_code) {
 /* Answers 1 when it could go on at once. */
 OPC__FN int opc__link_pump(opc__link *l) {
     opcomms_peer *p = l->peer;
-    int os = 0;
+    int os = 0, may_recv = 1, no = 0;
     uint32_t round;
     opcomms_err rc;
     if (l->sock == OPCOMMS_NO_HANDLE) {
@@ -9374,13 +9417,13 @@ OPC__FN int opc__link_pump(opc__link *l) {
     }
     for (round = 0; round < OPC__NODE_ROUNDS; round++) {
         uint64_t answers = l->conn.answers;
-        int moved = opc__link_wire(l, 1), more = moved;
+        int moved = opc__link_wire(l, &may_recv), more = moved;
         uint32_t reads = 0;
         /* A kept connection may have been closed while it was idle. Everything that has arrived is
            read before a request goes out, so that it is not written into a dead connection. */
-        while (more && reads++ < 64 && l->reused && l->conn.waiting == NULL &&
+        while (more && may_recv && reads++ < 64 && l->reused && l->conn.waiting == NULL &&
                l->conn.out_stage == OPC__OUT_IDLE && !opc__tls_closed(&l->conn.tls)) {
-            more = opc__link_wire(l, 1);
+            more = opc__link_wire(l, &may_recv);
         }
         if (l->conn.input_ended && l->conn.state == OPC__CONN_OPEN && l->conn.waiting == NULL) {
             opc__conn_kill(&l->conn, OPCOMMS_E_CLOSED);
@@ -9400,7 +9443,7 @@ OPC__FN int opc__link_pump(opc__link *l) {
         }
         if (!moved) break;
     }
-    return opc__link_wire(l, 0) && l->conn.calls != NULL;
+    return opc__link_wire(l, &no) && l->conn.calls != NULL;
 }
 
 /* Takes a call whose time is up out of the link. */
@@ -9616,7 +9659,7 @@ OPC__FN void opc__node_step(opcomms_peer *p, size_t n) {
     uint64_t now = opc__node_now(p);
     uint32_t i;
     size_t k;
-    int knock = 0;
+    int knock = 0, no = 0;
     p->signs = 0;
     for (k = 0; k < n; k++) {
         if (p->fds[k].revents == 0) continue;
@@ -9634,7 +9677,7 @@ OPC__FN void opc__node_step(opcomms_peer *p, size_t n) {
     for (i = p->slots_count; i > 0; i--) {
         if (p->stopping && p->slots[i - 1]->admitted && opc__conn_quiet(&p->slots[i - 1]->conn)) {
             opc__conn_end(&p->slots[i - 1]->conn);
-            (void)opc__node_slot_wire(p, p->slots[i - 1], 0);
+            (void)opc__node_slot_wire(p, p->slots[i - 1], &no);
         } else if (p->stopping && !p->slots[i - 1]->admitted) {
             opc__conn_kill(&p->slots[i - 1]->conn, OPCOMMS_E_CLOSED);
         }
