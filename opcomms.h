@@ -8635,6 +8635,7 @@ struct opcomms_peer {
     uint64_t accept_again_us; /* after a failed accept, not before this time */
     opc__limit limit;
     opc__sessions sessions;
+    uint64_t spans; /* the last span number: they tell requests apart, nothing depends on them */
     int more;   /* work is left although no socket says so */
     int signs;  /* handshake signatures made in this step */
     int stopping;
@@ -8705,6 +8706,15 @@ OPC__FN int opc__node_inside(const opcomms_peer *p) {
 }
 
 OPC__FN uint64_t opc__node_now(const opcomms_peer *p) { return p->plat->now_us(p->plat->user); }
+
+/* A number for a request's trace: spread over 64 bits from a random start, never zero. */
+OPC__FN uint64_t opc__node_span(opcomms_peer *p) {
+    uint64_t z = p->spans += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    z ^= z >> 31;
+    return z != 0 ? z : 1;
+}
 
 /* Takes no lock: it is called from lists, under theirs, and from any thread. */
 OPC__FN void opc__node_wake(void *user) {
@@ -10544,6 +10554,8 @@ OPC__FN opcomms_err opc__pub_open(opcomms_peer *p, opcomms_error *err) {
     if (rc != OPCOMMS_OK) return rc;
     rc = opc__pub_tables(p, err);
     if (rc != OPCOMMS_OK) return rc;
+    rc = p->plat->random(p->plat->user, &p->spans, sizeof p->spans);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, OPCOMMS_E_RANDOM, 0, NULL);
     rc = opc__pub_listen(p, err); /* first: a port in use must not touch the log */
     if (rc != OPCOMMS_OK) return rc;
     opc__mailbox_init(&p->mailbox, &p->mem, p->hash, p->cfg.messages_max, p->cfg.queue_depth_max,
@@ -10631,10 +10643,9 @@ OPC__FN opcomms_err opc__pub_enter(opcomms_peer *p, const char *hash, const char
     if (!opc__allow_check(p->allow, want, &to)) {
         return opc__err_set(err, OPCOMMS_E_NOT_ALLOWED, 0, "our own allow list");
     }
-    rc = p->plat->random(p->plat->user, &call->span_id, sizeof call->span_id);
-    if (rc != OPCOMMS_OK) return opc__err_set(err, OPCOMMS_E_RANDOM, 0, NULL);
     memcpy(call->dest, hash, 65);
     opc__mutex_lock(&p->lock);
+    call->span_id = opc__node_span(p);
     if (opc__node_inside(p)) {
         rc = OPCOMMS_E_BUSY;
     } else if (p->stopping) {
