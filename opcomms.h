@@ -7651,6 +7651,7 @@ typedef struct opc__conn {
     uint64_t answers;
     int more;          /* another step is due, although no byte moves */
     uint64_t activity; /* counts application progress, for idle time-outs */
+    uint64_t heard;    /* counts receptions */
     opc__tls tls;
 } opc__conn;
 
@@ -8551,6 +8552,7 @@ OPC__FN uint32_t opc__mailbox_by_uid(const opc__mailbox *m, uint32_t box, uint64
 #define OPC__NODE_STOP_US 2000000u  /* how long a stop waits for work under way */
 #define OPC__NODE_MESSAGES 64u      /* messages handed out at once */
 #define OPC__NODE_LOG_LINES 8u
+#define OPC__LINK_SILENT_US 2000000u /* silence after which a call that gives up ends the connection */
 
 /* An accepted connection. */
 typedef struct opc__slot {
@@ -8584,6 +8586,9 @@ typedef struct opc__link {
     int reused; /* this connection has answered before */
     opc__session session;
     uint64_t session_list; /* the allow list's generation when it was made */
+    int doubt;  /* a call gave up, and nothing was heard since */
+    uint64_t heard_us; /* when it connected, was heard last, or was asked while not in doubt */
+    uint64_t heard_seen;
     opc__conn conn;
 } opc__link;
 
@@ -9121,6 +9126,7 @@ OPC__FN int opc__node_wire(opcomms_peer *p, const opc__end *e, opc__conn *c, int
         if (rc == OPCOMMS_E_AGAIN || (rc == OPCOMMS_OK && got > 0 && got < room)) *may_recv = 0;
         if (rc == OPCOMMS_OK && got > 0) {
             opc__tls_in_done(&c->tls, got);
+            c->heard++;
             moved = 1;
         } else if (rc == OPCOMMS_OK) {
             opc__conn_ended(c);
@@ -9304,6 +9310,9 @@ OPC__FN opcomms_err opc__link_connect(opc__link *l, int *os_code) {
     }
     l->connecting = 1;
     l->reused = 0;
+    l->doubt = 0;
+    l->heard_us = opc__node_now(p);
+    l->heard_seen = 0;
     opc__conn_init(&l->conn, 0, NULL, p->cfg.frame_bytes_max, NULL, l);
     l->conn.calls = calls;
     opc__tls_client(&l->conn.tls, &p->tls, l->hash, opc__link_may, l, entropy,
@@ -9439,6 +9448,11 @@ OPC__FN int opc__link_pump(opc__link *l) {
             opc__conn_kill(&l->conn, OPCOMMS_E_CLOSED);
         }
         opc__conn_step(&l->conn, opc__node_now(p));
+        if (l->conn.heard != l->heard_seen) {
+            l->heard_seen = l->conn.heard;
+            l->heard_us = opc__node_now(p);
+            l->doubt = 0;
+        }
         if (l->conn.answers != answers) {
             l->reused = 1;
             opc__link_keep_session(l);
@@ -9454,6 +9468,21 @@ OPC__FN int opc__link_pump(opc__link *l) {
         if (!moved) break;
     }
     return opc__link_wire(l, &no) && l->conn.calls != NULL;
+}
+
+/* A call has given up. What has been silent for long is taken for gone, because a host that lost
+   power or its network says no goodbye; the next call then gets a new connection. Other calls in
+   hope of an answer stretch that time. */
+OPC__FN void opc__link_doubt(opc__link *l) {
+    const opcomms_platform *plat = l->peer->plat;
+    uint64_t now = opc__node_now(l->peer), most = OPC__LINK_SILENT_US;
+    l->doubt = 1;
+    if (l->conn.calls != NULL || l->conn.waiting != NULL) {
+        most = (uint64_t)l->peer->cfg.send_timeout_ms * 1000u;
+    }
+    if (l->sock == OPCOMMS_NO_HANDLE || now < l->heard_us || now - l->heard_us < most) return;
+    opc__conn_kill(&l->conn, OPCOMMS_E_CLOSED);
+    plat->sock_shutdown(plat->user, l->sock, 1); /* wakes the owner, which cleans up */
 }
 
 /* Takes a call whose time is up out of the link. */
@@ -9480,6 +9509,7 @@ OPC__FN void opc__link_give_up(opc__link *l, opc__call *call) {
     OPCOMMS_ASSERT(*at == call);
     *at = call->next;
     opc__link_finish(call, rc, 0, 0, NULL);
+    opc__link_doubt(l);
 }
 
 OPC__FN void opc__link_free(opcomms_peer *p, uint32_t i) {
@@ -9861,6 +9891,9 @@ OPC__FN void opc__run_call(opc__link *l, opc__call *call) {
     opc__call **end;
     opc__mutex_lock(&l->lock);
     end = &l->conn.calls;
+    if (l->conn.calls == NULL && l->conn.waiting == NULL && !l->doubt) {
+        l->heard_us = opc__node_now(p); /* silent so far because it was not asked */
+    }
     while (*end != NULL) end = &(*end)->next;
     *end = call;
     while (!call->done) {

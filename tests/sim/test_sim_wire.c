@@ -157,7 +157,7 @@ static void cut_at(sim *s, sim_peer *a, sim_peer *b, int d, uint64_t at, int how
     }
     s->w.wire.cut[d].at = FAKE_NEVER;
     wire_heals(&s->w);
-    sim_run(s, 12000000); /* time-outs of both sides pass */
+    sim_run(s, 20000000); /* time-outs of both sides pass */
     stored = opcomms_wait(b->peer, 0) == OPCOMMS_OK;
     if (rc == OPCOMMS_OK) CHECK(stored);
     if (rc != OPCOMMS_OK && rc != OPCOMMS_E_UNKNOWN_OUTCOME) CHECK(!stored);
@@ -186,8 +186,15 @@ static void cut_everywhere(int how, uint64_t step) {
     uint64_t at;
     size_t blocks[2], handles[2];
     int d;
-    sim_pair(&s, 11 + (uint64_t)how, &a, &b);
-    a->cfg.handshake_timeout_ms = 2000;
+    opcomms_error err;
+    sim_init(&s, 11 + (uint64_t)how);
+    a = sim_add(&s, 0);
+    b = sim_add(&s, 1);
+    sim_befriend(&s);
+    b->cfg.handshake_timeout_ms = 2000;
+    b->cfg.idle_timeout_ms = 5000;
+    CHECK_EQ(sim_start(a, &err), OPCOMMS_OK);
+    CHECK_EQ(sim_start(b, &err), OPCOMMS_OK);
     cut_at(&s, a, b, 0, FAKE_NEVER, how);
     blocks[0] = a->memory.blocks;
     blocks[1] = b->memory.blocks;
@@ -226,7 +233,7 @@ int main(void) {
     size_t i;
     const char *runs = getenv("SIM_RUNS");
     for (i = 0; i < sizeof sample; i++) sample[i] = (uint8_t)(i * 7 + i / 256);
-    cut_step = runs != NULL ? 1 : 5;
+    cut_step = runs != NULL ? 1 : 11;
     cut_measure();
     RUN(messages_arrive_whole_over_a_wire_of_single_bytes);
     RUN(messages_arrive_whole_over_a_wire_of_random_pieces);
