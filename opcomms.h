@@ -6419,43 +6419,49 @@ typedef struct opc__log_scan {
     size_t cap;
 } opc__log_scan;
 
-/* Is there a valid batch at `at`? Its bytes are then in scan->buf. */
-OPC__FN int opc__log_batch_at(opc__log *l, opc__log_scan *c, uint64_t at, uint32_t *len) {
+/* Is there a valid batch at `at`? Its bytes are then in scan->buf. OPCOMMS_E_EMPTY: there is none.
+   A disk that cannot be read says nothing about what is on it: that is an error of its own. */
+OPC__FN opcomms_err opc__log_batch_at(opc__log *l, opc__log_scan *c, uint64_t at, uint32_t *len) {
     uint32_t want;
-    if (c->size < OPC__LOG_BATCH || at > c->size - OPC__LOG_BATCH) return 0;
-    if (opc__log_file_read(l->plat, l->file, at, c->buf, OPC__LOG_BATCH) != OPCOMMS_OK) return 0;
+    opcomms_err rc;
+    if (c->size < OPC__LOG_BATCH || at > c->size - OPC__LOG_BATCH) return OPCOMMS_E_EMPTY;
+    rc = opc__log_file_read(l->plat, l->file, at, c->buf, OPC__LOG_BATCH);
+    if (rc != OPCOMMS_OK) return rc;
     *len = opc__buf_be32(c->buf + 4);
     if (opc__buf_be32(c->buf) != OPC__LOG_MAGIC || *len < OPC__LOG_BATCH ||
         *len > OPC__LOG_BATCH_MAX || *len > c->size - at || opc__buf_be64(c->buf + 16) != at) {
-        return 0;
+        return OPCOMMS_E_EMPTY;
     }
-    if (opc__log_file_read(l->plat, l->file, at + OPC__LOG_BATCH, c->buf + OPC__LOG_BATCH,
-                           *len - OPC__LOG_BATCH) != OPCOMMS_OK) {
-        return 0;
-    }
+    rc = opc__log_file_read(l->plat, l->file, at + OPC__LOG_BATCH, c->buf + OPC__LOG_BATCH,
+                            *len - OPC__LOG_BATCH);
+    if (rc != OPCOMMS_OK) return rc;
     want = opc__buf_be32(c->buf + 8);
     opc__buf_put32(c->buf + 8, 0);
-    return opc__log_crc(l, c->buf, *len) == want;
+    return opc__log_crc(l, c->buf, *len) == want ? OPCOMMS_OK : OPCOMMS_E_EMPTY;
 }
 
 /* Looks for valid batches behind a bad place: what they say was synced decides what it means. */
-OPC__FN void opc__log_search(opc__log *l, opc__log_scan *c, uint64_t from) {
+OPC__FN opcomms_err opc__log_search(opc__log *l, opc__log_scan *c, uint64_t from) {
     uint8_t window[4096];
     uint64_t at = from;
     while (at < c->size) {
         size_t n = c->size - at < sizeof window ? (size_t)(c->size - at) : sizeof window, i;
         uint64_t next = at + (n > 3 ? n - 3 : n);
-        if (opc__log_file_read(l->plat, l->file, at, window, n) != OPCOMMS_OK) return;
+        opcomms_err rc = opc__log_file_read(l->plat, l->file, at, window, n);
+        if (rc != OPCOMMS_OK) return rc;
         for (i = 0; i + 4 <= n; i++) {
             uint32_t len = 0;
             if (opc__buf_be32(window + i) != OPC__LOG_MAGIC) continue;
-            if (!opc__log_batch_at(l, c, at + i, &len)) continue;
+            rc = opc__log_batch_at(l, c, at + i, &len);
+            if (rc == OPCOMMS_E_EMPTY) continue;
+            if (rc != OPCOMMS_OK) return rc;
             if (opc__buf_be64(c->buf + 32) > c->synced) c->synced = opc__buf_be64(c->buf + 32);
             next = at + i + len;
             break;
         }
         at = next;
     }
+    return OPCOMMS_OK;
 }
 
 OPC__FN opcomms_err opc__log_seen(opc__log *l, opc__log_scan *c, uint64_t uid, uint64_t ref) {
@@ -6547,7 +6553,7 @@ OPC__FN opcomms_err opc__log_recover(opc__log *l, opc__log_scan *c, opcomms_erro
     uint32_t len = 0;
     int os = 0;
     opcomms_err rc;
-    while (opc__log_batch_at(l, c, at, &len)) {
+    while ((rc = opc__log_batch_at(l, c, at, &len)) == OPCOMMS_OK) {
         if (opc__buf_be64(c->buf + 32) > c->synced) c->synced = opc__buf_be64(c->buf + 32);
         rc = opc__log_replay(l, c, at, len);
         if (rc != OPCOMMS_OK) {
@@ -6558,7 +6564,8 @@ OPC__FN opcomms_err opc__log_recover(opc__log *l, opc__log_scan *c, opcomms_erro
         at += len;
     }
     c->end = at;
-    if (at < c->size) opc__log_search(l, c, at + 1);
+    if (rc == OPCOMMS_E_EMPTY) rc = at < c->size ? opc__log_search(l, c, at + 1) : OPCOMMS_OK;
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, "the log cannot be read");
     if (at < c->synced) {
         (void)opc__err_set(err, OPCOMMS_E_LOG_DAMAGED, 0, "nothing was changed");
         if (err != NULL) err->position = at;
