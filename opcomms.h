@@ -8841,7 +8841,9 @@ OPC__FN opcomms_err opc__node_store(opcomms_peer *p, opc__slot *s, const opc__re
     opc__allow_unlock(p->allow);
     if (rc == OPCOMMS_E_AGAIN || rc == OPCOMMS_E_NOT_ALLOWED) return rc;
     if (rc != OPCOMMS_OK) {
-        if (rc != OPCOMMS_E_FULL && rc != OPCOMMS_E_LIMIT) opc__node_failed(p, rc);
+        if (rc != OPCOMMS_E_FULL && rc != OPCOMMS_E_LIMIT && rc != OPCOMMS_E_NOMEM) {
+            opc__node_failed(p, rc); /* the others concern this message alone */
+        }
         opc__node_refuse(reply, OPC__RES_SEND, "{\"MutexError\":\"storage\"}");
         return OPCOMMS_OK;
     }
