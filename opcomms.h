@@ -9241,6 +9241,10 @@ OPC__FN int opc__node_slot_reap(opcomms_peer *p, uint32_t i, uint64_t now_us) {
     if (c->state == OPC__CONN_ENDING && !opc__node_unsent(c)) {
         opc__conn_kill(c, OPCOMMS_E_CLOSED);
     }
+    if (p->failed != OPCOMMS_OK && !p->flushing && c->reply_count > 0 &&
+        c->reply[c->reply_first].position > p->visible) {
+        opc__conn_kill(c, OPCOMMS_E_POISONED); /* never to be answered: let the sender know */
+    }
     if (c->state != OPC__CONN_DEAD) return 0;
     if (c->error == OPCOMMS_E_PROTOCOL) p->stats.protocol_errors++;
     if (!s->admitted) {
