@@ -683,10 +683,8 @@ FAKE_FN opcomms_err fake_file_write(void *user, intptr_t file, uint64_t offset, 
     fake_grow(&f->cache, &f->cap, offset + len);
     memcpy(f->cache + offset, buf, len);
     fake_dirty_range(h, f, offset, len);
-    if (offset + len > f->size) {
-        f->size = offset + len;
-        fake_dirty_size(f);
-    }
+    if (offset + len > f->size) f->size = offset + len;
+    if (offset + len > f->disk_size) fake_dirty_size(f);
     fake_note(h->world, "write", offset, len);
     *put = len;
     *os = 0;
@@ -1064,7 +1062,7 @@ FAKE_FN opcomms_err fake_sock_send(void *user, intptr_t sock, const void *buf, s
     if (len > c->wire.cut[d].at - p->sent) len = (size_t)(c->wire.cut[d].at - p->sent);
     fake_pipe_put(w, c, d, buf, len);
     p->sent += len;
-    if (p->sent >= c->wire.cut[d].at) fake_cut_now(c, d);
+    if (p->sent >= c->wire.cut[d].at && c->wire.cut[d].how != FAKE_STALL) fake_cut_now(c, d);
     h->sends++;
     w->moved++;
     *put = len;

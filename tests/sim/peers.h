@@ -17,6 +17,7 @@ typedef struct sim_peer {
     char address[32];
     int busy;        /* inside a public function */
     uint64_t due_us; /* when it wants its next turn; 0: not asked yet */
+    uint64_t rest_us; /* no turn before this time */
     int inside;      /* in its turn */
 } sim_peer;
 
@@ -44,14 +45,22 @@ FAKE_FN int sim_turn(void *user, uint64_t *next_us) {
         size_t n = 0;
         int32_t ms = 0;
         if (p->peer == NULL || p->host->dead || p->inside) continue;
+        if (p->rest_us > s->w.now_us) {
+            if (p->rest_us < *next_us) *next_us = p->rest_us;
+            continue;
+        }
         if (opcomms_pollfds(p->peer, fds, 80, &n, &ms) != OPCOMMS_OK) continue;
         if (p->due_us == 0) p->due_us = ms < 0 ? FAKE_NEVER : s->w.now_us + (uint64_t)ms * 1000u;
         if (fake_ready(p->host, fds, n) || s->w.now_us >= p->due_us || ms == 0) {
             p->due_us = 0;
             p->inside = 1;
-            (void)opcomms_poll(p->peer, 0); /* a wait that was made to fail fails here */
+            if (opcomms_poll(p->peer, 0) == OPCOMMS_OK) {
+                any = 1;
+            } else { /* a wait that was made to fail: a program would rest a little */
+                p->rest_us = s->w.now_us + 10000;
+                if (p->rest_us < *next_us) *next_us = p->rest_us;
+            }
             p->inside = 0;
-            any = 1;
         } else if (p->due_us < *next_us) {
             *next_us = p->due_us;
         }
