@@ -4407,6 +4407,11 @@ OPC__FN opcomms_err opc__pem_decode(const char *pem, size_t len, uint8_t *der, s
     const char *label, *stop;
     opc__base64 b;
     if (p == NULL) return OPCOMMS_E_NO_PEM;
+    /* `openssl ecparam -genkey` writes the curve as a block of its own in front of the key. */
+    if (opc__pem_find(p, end, "-----BEGIN EC PARAMETERS-----") == p) {
+        p = opc__pem_find(p + 11, end, "-----BEGIN ");
+        if (p == NULL) return OPCOMMS_E_NO_PEM;
+    }
     label = p + 11;
     p = opc__pem_find(label, end, "-----");
     if (p == NULL) return OPCOMMS_E_NO_PEM;
