@@ -62,7 +62,7 @@ hash() { openssl pkey -in "$1" -pubout -outform DER 2>/dev/null | openssl sha256
 for f in base crlf indent junk longline nonewline oneline headers wronglabel bytesrepr badutf8 pkcs1 \
     two_rsa_first; do echo "$f.key $(hash base.key)"; done >hashes.txt
 for f in rsa2048 rsa3072 rsa4096 p384; do echo "$f.key $(hash $f.key)"; done >>hashes.txt
-for f in p256 sec1_p256 two_ec_first bytesrepr_ec; do echo "$f.key $(hash p256.key)"; done >>hashes.txt
+for f in p256 sec1_p256 two_ec_first bytesrepr_ec params_first; do echo "$f.key $(hash p256.key)"; done >>hashes.txt
 echo "pkcs1_3072.key $(hash rsa3072.key)" >>hashes.txt
 echo "pkcs1_4096.key $(hash rsa4096.key)" >>hashes.txt
 echo "sec1_p384.key $(hash p384.key)" >>hashes.txt
