@@ -6424,25 +6424,25 @@ typedef struct opc__log_scan {
     size_t cap;
 } opc__log_scan;
 
-/* Is there a valid batch at `at`? Its bytes are then in scan->buf. OPCOMMS_E_EMPTY: there is none.
-   A disk that cannot be read says nothing about what is on it: that is an error of its own. */
+/* Is there a valid batch at `at`? Its bytes are then in scan->buf. OPCOMMS_E_NOT_FOUND: no. Any
+   other error says that the file could not be read, which proves nothing about its content. */
 OPC__FN opcomms_err opc__log_batch_at(opc__log *l, opc__log_scan *c, uint64_t at, uint32_t *len) {
     uint32_t want;
     opcomms_err rc;
-    if (c->size < OPC__LOG_BATCH || at > c->size - OPC__LOG_BATCH) return OPCOMMS_E_EMPTY;
+    if (c->size < OPC__LOG_BATCH || at > c->size - OPC__LOG_BATCH) return OPCOMMS_E_NOT_FOUND;
     rc = opc__log_file_read(l->plat, l->file, at, c->buf, OPC__LOG_BATCH);
     if (rc != OPCOMMS_OK) return rc;
     *len = opc__buf_be32(c->buf + 4);
     if (opc__buf_be32(c->buf) != OPC__LOG_MAGIC || *len < OPC__LOG_BATCH ||
         *len > OPC__LOG_BATCH_MAX || *len > c->size - at || opc__buf_be64(c->buf + 16) != at) {
-        return OPCOMMS_E_EMPTY;
+        return OPCOMMS_E_NOT_FOUND;
     }
     rc = opc__log_file_read(l->plat, l->file, at + OPC__LOG_BATCH, c->buf + OPC__LOG_BATCH,
                             *len - OPC__LOG_BATCH);
     if (rc != OPCOMMS_OK) return rc;
     want = opc__buf_be32(c->buf + 8);
     opc__buf_put32(c->buf + 8, 0);
-    return opc__log_crc(l, c->buf, *len) == want ? OPCOMMS_OK : OPCOMMS_E_EMPTY;
+    return opc__log_crc(l, c->buf, *len) == want ? OPCOMMS_OK : OPCOMMS_E_NOT_FOUND;
 }
 
 /* Looks for valid batches behind a bad place: what they say was synced decides what it means. */
@@ -6458,7 +6458,7 @@ OPC__FN opcomms_err opc__log_search(opc__log *l, opc__log_scan *c, uint64_t from
             uint32_t len = 0;
             if (opc__buf_be32(window + i) != OPC__LOG_MAGIC) continue;
             rc = opc__log_batch_at(l, c, at + i, &len);
-            if (rc == OPCOMMS_E_EMPTY) continue;
+            if (rc == OPCOMMS_E_NOT_FOUND) continue;
             if (rc != OPCOMMS_OK) return rc;
             if (opc__buf_be64(c->buf + 32) > c->synced) c->synced = opc__buf_be64(c->buf + 32);
             next = at + i + len;
@@ -6569,8 +6569,10 @@ OPC__FN opcomms_err opc__log_recover(opc__log *l, opc__log_scan *c, opcomms_erro
         at += len;
     }
     c->end = at;
-    if (rc == OPCOMMS_E_EMPTY) rc = at < c->size ? opc__log_search(l, c, at + 1) : OPCOMMS_OK;
-    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, "the log cannot be read");
+    if (rc == OPCOMMS_E_NOT_FOUND) {
+        rc = at < c->size ? opc__log_search(l, c, at + 1) : OPCOMMS_OK;
+    }
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, "log: cannot be read");
     if (at < c->synced) {
         (void)opc__err_set(err, OPCOMMS_E_LOG_DAMAGED, 0, "nothing was changed");
         if (err != NULL) err->position = at;
