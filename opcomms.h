@@ -5779,14 +5779,22 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
 /* All integers are big-endian. "seeded CRC" is CRC-32C that begins with the CRC-32C of the salt, so
    that a payload which contains a forged batch never checks: the salt never leaves the file.
 
-   Header, 4 096 bytes: two slots of 2 048, written in turn; of the valid ones the later counts.
-       0  "OPCLOG\r\n"                       48  public key hash of the owner, 32 bytes
-       8  major 1, minor 0: 2 + 2 bytes      80  salt, 32 random bytes
-      12  slot size 256: 4                  112  reserved for encryption: key epoch 4, tag length 4,
-      16  sequence: 8                            length of the wrapped key 4, wrapped key 128
-      24  open counter: 8                   252  CRC-32C of the 252 bytes before
-      32  random number of this open: 8
-      40  creation, seconds since 1970: 8
+   Header, 4 096 bytes: two slots, at 0 and at 2 048, written in turn: sequence n lies in slot n & 1.
+   The valid slot of higher sequence counts. The rest is zero.
+       0  "OPCLOG\r\n"                       80  salt, 32 random bytes
+       8  major 1, minor 0: 2 + 2 bytes     112  number floor: 8
+      12  slot size S, 512: 4               120  synced: 8
+      16  sequence: 8                       128  encryption: key epoch 4, tag length 4,
+      24  open counter: 8                        length of the wrapped key 4, room for it 256;
+      32  random number of this open: 8          all zero: not encrypted
+      40  creation, seconds since 1970: 8   396  zero
+      48  public key hash, 32 bytes       S - 4  CRC-32C of the S - 4 bytes before
+   A slot is valid when its first 8 bytes and its CRC are right and 512 <= S <= 2 048. Each opening
+   writes one slot: bytes that a newer minor version put there stay. Message numbers up to the
+   floor are never given out again: where not every number is synced before it is used, it lies
+   2^20 ahead of the last number seen. Everything below `synced` was on the disk when the slot was
+   written. When one slot is damaged the other is used; it may be the older one, so the
+   open counter then goes up by one more, and both slots are written.
 
    Batch, the unit that is written: all of it or nothing.
        0  "OPCB"             12  operations: 4        32  synced_to: 8 (all below was on disk)
@@ -5811,7 +5819,8 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
    before any of it is shown. */
 
 #define OPC__LOG_HEADER 4096u
-#define OPC__LOG_SLOT 256u
+#define OPC__LOG_SLOT 512u
+#define OPC__LOG_SLOT_MAX 2048u
 #define OPC__LOG_BATCH 48u
 #define OPC__LOG_BATCH_MAX 1048576u
 #define OPC__LOG_MAGIC 0x4f504342u
@@ -5820,6 +5829,7 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
 #define OPC__LOG_HEAD_MAX (OPC__LOG_FIXED + 8u * OPC__LOG_FRAGS + 1024u)
 #define OPC__LOG_BUFFER 262144u
 #define OPC__LOG_UID_SKIP ((uint64_t)1 << 20)
+#define OPC__LOG_UID_MAX ((uint64_t)1 << 62)
 #define OPC__LOG_CLOSED 1u
 
 enum { OPC__OP_MESSAGE = 1, OPC__OP_FRAGMENT = 2, OPC__OP_ACK = 3 };
@@ -6333,96 +6343,132 @@ OPC__FN opcomms_err opc__log_close(opc__store *s) {
 
 /* ---- opening ---- */
 
-OPC__FN void opc__log_slot_write(uint8_t s[OPC__LOG_SLOT], uint64_t sequence, uint64_t counter,
-                                 uint64_t random, int64_t created, const uint8_t key[32],
-                                 const uint8_t salt[32]) {
-    memset(s, 0, OPC__LOG_SLOT);
-    memcpy(s, "OPCLOG\r\n", 8);
-    opc__buf_put16(s + 8, 1);
-    opc__buf_put32(s + 12, OPC__LOG_SLOT);
-    opc__buf_put64(s + 16, sequence);
-    opc__buf_put64(s + 24, counter);
-    opc__buf_put64(s + 32, random);
-    opc__buf_put64(s + 40, (uint64_t)created);
-    memcpy(s + 48, key, 32);
-    memcpy(s + 80, salt, 32);
-    opc__buf_put32(s + 252, opc__crc32c(0, s, 252));
-}
-
-OPC__FN int opc__log_slot_valid(const uint8_t *s) {
-    return memcmp(s, "OPCLOG\r\n", 8) == 0 && opc__buf_be32(s + 252) == opc__crc32c(0, s, 252);
-}
-
-/* Writes the slot of the next sequence number and syncs it. */
-OPC__FN opcomms_err opc__log_slot_next(opc__log *l, const uint8_t *old, const uint8_t key[32],
-                                       int *os) {
-    uint8_t slot[OPC__LOG_SLOT], fresh[40];
-    uint64_t sequence = old != NULL ? opc__buf_be64(old + 16) + 1 : 0;
-    int64_t created = old != NULL ? (int64_t)opc__buf_be64(old + 40)
-                                  : l->plat->wall_s(l->plat->user);
-    opcomms_err rc = l->plat->random(l->plat->user, fresh, sizeof fresh);
-    if (rc != OPCOMMS_OK) return OPCOMMS_E_RANDOM;
-    if (old != NULL) memcpy(fresh, old + 80, 32);
-    l->open_counter = old != NULL ? opc__buf_be64(old + 24) + 1 : 1;
-    l->seed = opc__crc32c(0, fresh, 32);
-    opc__log_slot_write(slot, sequence, l->open_counter, opc__buf_be64(fresh + 32), created, key,
-                        fresh);
-    rc = opc__plat_write_all(l->plat, l->file, (sequence & 1u) * 2048u, slot, sizeof slot, os);
-    if (rc == OPCOMMS_OK) rc = l->plat->file_sync(l->plat->user, l->file, os);
-    return rc;
-}
-
-/* A file without a valid slot is ours to begin anew only if it holds nothing but the beginnings of
-   a header that a crash left unfinished. */
-OPC__FN opcomms_err opc__log_header(opc__log *l, const uint8_t key[32], uint64_t size, int *os,
-                                    opcomms_error *err) {
-    uint8_t h[OPC__LOG_HEADER];
-    size_t len = size < sizeof h ? (size_t)size : sizeof h, i;
-    const uint8_t *slot = NULL, *other = h + 2048;
-    opcomms_err rc;
-    memset(h, 0, sizeof h);
-    rc = opc__log_file_read(l->plat, l->file, 0, h, len);
-    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, "log header");
-    if (opc__log_slot_valid(h)) slot = h;
-    if (opc__log_slot_valid(other) &&
-        (slot == NULL || opc__buf_be64(other + 16) > opc__buf_be64(slot + 16))) {
-        slot = other;
-    }
-    if (slot == NULL) {
-        int ours = size <= OPC__LOG_HEADER;
-        if (len >= 8 && memcmp(h, "OPCLOG\r\n", 8) != 0) {
-            for (i = 0; i < len; i++) ours = ours && h[i] == 0;
-        }
-        if (!ours) return opc__err_set(err, OPCOMMS_E_LOG_DAMAGED, 0, "log header");
-        memset(h, 0, sizeof h);
-        rc = opc__plat_write_all(l->plat, l->file, 0, h, sizeof h, os);
-        if (rc == OPCOMMS_OK) rc = opc__log_slot_next(l, NULL, key, os);
-        if (rc == OPCOMMS_OK) rc = l->plat->dir_sync(l->plat->user, l->dir, os);
-        return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, *os, "new log");
-    }
-    if (opc__buf_be16(slot + 8) != 1) {
-        return opc__err_set(err, OPCOMMS_E_LOG_VERSION, 0, "a newer version wrote it");
-    }
-    if (!opc__str_equal_ct(slot + 48, key, 32)) {
-        return opc__err_set(err, OPCOMMS_E_LOG_KEY, 0, NULL);
-    }
-    l->seed = opc__crc32c(0, slot + 80, 32);
-    rc = OPCOMMS_OK;
-    memcpy(l->head, slot, OPC__LOG_SLOT); /* kept for opc__log_slot_next, after recovery */
-    return rc;
-}
-
 /* What opening learns. */
 typedef struct opc__log_scan {
     uint8_t *buf; /* OPC__LOG_BATCH_MAX */
     uint64_t size;
-    uint64_t end;    /* behind the last batch of the unbroken row */
-    uint64_t synced; /* D */
-    uint64_t *uid;   /* messages seen, ascending */
-    uint64_t *ref;   /* 0: acknowledged */
+    uint64_t end;     /* behind the last batch of the unbroken row */
+    uint64_t synced;  /* D */
+    uint64_t counter; /* the highest open counter seen */
+    uint64_t uid_last;
+    uint64_t *uid;    /* messages seen, ascending */
+    uint64_t *ref;    /* 0: acknowledged */
     size_t count;
     size_t cap;
+    int mend;            /* a slot is damaged: write both */
+    uint32_t slot_bytes; /* 0: a new log */
+    uint8_t slot[OPC__LOG_SLOT_MAX];
 } opc__log_scan;
+
+OPC__FN uint32_t opc__log_slot_valid(const uint8_t *s) { /* its size, or 0 */
+    uint32_t n = opc__buf_be32(s + 12);
+    if (memcmp(s, "OPCLOG\r\n", 8) != 0 || n < OPC__LOG_SLOT || n > OPC__LOG_SLOT_MAX) return 0;
+    return opc__buf_be32(s + n - 4) == opc__crc32c(0, s, n - 4) ? n : 0;
+}
+
+/* A new log's first slot; everything else it needs is set by opc__log_slot_next. */
+OPC__FN opcomms_err opc__log_slot_new(opc__log *l, opc__log_scan *c, const uint8_t key[32]) {
+    uint8_t *s = c->slot;
+    memset(s, 0, sizeof c->slot);
+    memcpy(s, "OPCLOG\r\n", 8);
+    opc__buf_put16(s + 8, 1);
+    opc__buf_put32(s + 12, OPC__LOG_SLOT);
+    opc__buf_put64(s + 16, UINT64_MAX); /* the first one gets number 0 */
+    opc__buf_put64(s + 40, (uint64_t)l->plat->wall_s(l->plat->user));
+    memcpy(s + 48, key, 32);
+    c->slot_bytes = OPC__LOG_SLOT;
+    return l->plat->random(l->plat->user, s + 80, 32) == OPCOMMS_OK ? OPCOMMS_OK
+                                                                    : OPCOMMS_E_RANDOM;
+}
+
+/* Writes the slot of the next sequence number and syncs it. */
+OPC__FN opcomms_err opc__log_slot_next(opc__log *l, opc__log_scan *c, int weak, int *os) {
+    uint8_t *s = c->slot;
+    uint64_t sequence = opc__buf_be64(s + 16) + 1;
+    opcomms_err rc = l->plat->random(l->plat->user, s + 32, 8);
+    if (rc != OPCOMMS_OK) return OPCOMMS_E_RANDOM;
+    l->open_counter = ++c->counter;
+    opc__buf_put64(s + 16, sequence);
+    opc__buf_put64(s + 24, l->open_counter);
+    opc__buf_put64(s + 112, l->uid + (weak ? OPC__LOG_UID_SKIP : 0));
+    opc__buf_put64(s + 120, c->end);
+    opc__buf_put32(s + c->slot_bytes - 4, opc__crc32c(0, s, c->slot_bytes - 4));
+    rc = opc__plat_write_all(l->plat, l->file, (sequence & 1u) * 2048u, s, c->slot_bytes, os);
+    if (rc == OPCOMMS_OK) rc = l->plat->file_sync(l->plat->user, l->file, os);
+    return rc;
+}
+
+/* Is a file without a valid slot one whose creation a crash cut short? It then holds zeros, or a
+   whole header of zeros with the first bytes of a slot, which lack at least the last one. */
+OPC__FN int opc__log_unborn(const uint8_t *h, uint64_t size) {
+    static const uint8_t first[12] = {'O', 'P', 'C', 'L', 'O', 'G', '\r', '\n', 0, 1, 0, 0};
+    size_t used = OPC__LOG_HEADER;
+    if (size > OPC__LOG_HEADER) return 0;
+    while (used > 0 && h[used - 1] == 0) used--;
+    if (used == 0) return 1;
+    return size == OPC__LOG_HEADER && used < OPC__LOG_SLOT &&
+           memcmp(h, first, used < sizeof first ? used : sizeof first) == 0;
+}
+
+/* Zeros first, synced, so that the slot lands in a header of full size. */
+OPC__FN opcomms_err opc__log_create(opc__log *l, opc__log_scan *c, const uint8_t key[32], int *os) {
+    uint8_t h[OPC__LOG_HEADER];
+    opcomms_err rc = opc__log_slot_new(l, c, key);
+    if (rc != OPCOMMS_OK) return rc;
+    memset(h, 0, sizeof h);
+    rc = opc__plat_write_all(l->plat, l->file, 0, h, sizeof h, os);
+    if (rc == OPCOMMS_OK) rc = l->plat->file_sync(l->plat->user, l->file, os);
+    l->seed = opc__crc32c(0, c->slot + 80, 32);
+    c->size = OPC__LOG_HEADER;
+    return rc;
+}
+
+/* Reads the header, or begins a new log. */
+OPC__FN opcomms_err opc__log_header(opc__log *l, opc__log_scan *c, const uint8_t key[32], int *os,
+                                    opcomms_error *err) {
+    uint8_t h[OPC__LOG_HEADER];
+    size_t len = c->size < sizeof h ? (size_t)c->size : sizeof h, i;
+    const uint8_t *slot = h, *other = h + 2048;
+    opcomms_err rc;
+    memset(h, 0, sizeof h);
+    rc = opc__log_file_read(l->plat, l->file, 0, h, len);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, "log header");
+    if (!opc__log_slot_valid(slot) || (opc__log_slot_valid(other) &&
+                                       opc__buf_be64(other + 16) > opc__buf_be64(slot + 16))) {
+        slot = other;
+        other = h;
+    }
+    c->slot_bytes = opc__log_slot_valid(slot);
+    if (c->slot_bytes == 0 && opc__log_unborn(h, c->size)) {
+        rc = opc__log_create(l, c, key, os);
+        return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, *os, "new log");
+    }
+    if (c->slot_bytes == 0 || c->size < OPC__LOG_HEADER) {
+        return opc__err_set(err, OPCOMMS_E_LOG_DAMAGED, 0, "its header; nothing was changed");
+    }
+    if (opc__buf_be16(slot + 8) != 1) {
+        return opc__err_set(err, OPCOMMS_E_LOG_VERSION, 0, "a newer version wrote it");
+    }
+    if (!opc__str_equal_ct(slot + 48, key, 32)) return opc__err_set(err, OPCOMMS_E_LOG_KEY, 0, NULL);
+    for (i = 128; i < 140; i++) {
+        if (slot[i] != 0) return opc__err_set(err, OPCOMMS_E_LOG_VERSION, 0, "it is encrypted");
+    }
+    if (opc__buf_be64(slot + 112) > OPC__LOG_UID_MAX) {
+        return opc__err_set(err, OPCOMMS_E_LOG_DAMAGED, 0, "its header; nothing was changed");
+    }
+    memcpy(c->slot, slot, c->slot_bytes);
+    l->seed = opc__crc32c(0, slot + 80, 32);
+    l->uid = opc__buf_be64(slot + 112);
+    c->synced = opc__buf_be64(slot + 120);
+    c->counter = opc__buf_be64(slot + 24);
+    /* A damaged slot may have been the newer one, whose counter is used up. */
+    for (i = 0; i < 2048 && other[i] == 0;) i++;
+    if (i < 2048 && !opc__log_slot_valid(other)) {
+        c->counter++;
+        c->mend = 1;
+    }
+    return OPCOMMS_OK;
+}
 
 /* Is there a valid batch at `at`? Its bytes are then in scan->buf. OPCOMMS_E_NOT_FOUND: no. Any
    other error says that the file could not be read, which proves nothing about its content. */
@@ -6527,7 +6573,8 @@ OPC__FN opcomms_err opc__log_replay(opc__log *l, opc__log_scan *c, uint64_t at, 
         if (h == NULL || body == NULL) return OPCOMMS_E_LOG_DAMAGED;
         if (h[0] == OPC__OP_MESSAGE) {
             uint64_t uid = n >= OPC__LOG_FIXED ? opc__buf_be64(body + 40) : 0;
-            if (uid <= l->uid) return OPCOMMS_E_LOG_DAMAGED;
+            if (uid <= c->uid_last || uid > OPC__LOG_UID_MAX) return OPCOMMS_E_LOG_DAMAGED;
+            c->uid_last = uid;
             rc = opc__log_seen(l, c, uid, at + (uint64_t)(start - c->buf));
         } else if (h[0] == OPC__OP_ACK && n == 8) {
             opc__log_acked(c, opc__buf_be64(body));
@@ -6560,6 +6607,7 @@ OPC__FN opcomms_err opc__log_recover(opc__log *l, opc__log_scan *c, opcomms_erro
     opcomms_err rc;
     while ((rc = opc__log_batch_at(l, c, at, &len)) == OPCOMMS_OK) {
         if (opc__buf_be64(c->buf + 32) > c->synced) c->synced = opc__buf_be64(c->buf + 32);
+        if (opc__buf_be64(c->buf + 24) > c->counter) c->counter = opc__buf_be64(c->buf + 24);
         rc = opc__log_replay(l, c, at, len);
         if (rc != OPCOMMS_OK) {
             (void)opc__err_set(err, rc, 0, "log");
@@ -6586,23 +6634,22 @@ OPC__FN opcomms_err opc__log_recover(opc__log *l, opc__log_scan *c, opcomms_erro
 OPC__FN opcomms_err opc__log_load(opc__log *l, const opc__log_options *o, opc__store_found found,
                                   void *user, opcomms_error *err) {
     opc__log_scan c;
-    uint8_t slot[OPC__LOG_SLOT];
     size_t i;
-    int os = 0, fresh;
+    int os = 0;
     opcomms_err rc;
     memset(&c, 0, sizeof c);
     rc = l->plat->file_size(l->plat->user, l->file, &c.size, &os);
     if (rc != OPCOMMS_OK) return opc__err_set(err, rc, os, o->path);
-    rc = opc__log_header(l, o->key_hash, c.size, &os, err);
+    rc = opc__log_header(l, &c, o->key_hash, &os, err);
     if (rc != OPCOMMS_OK) return rc;
-    fresh = l->open_counter != 0;
-    memcpy(slot, l->head, sizeof slot);
-    if (fresh) c.size = OPC__LOG_HEADER;
     c.buf = (uint8_t *)opc__mem_alloc(l->mem, OPC__LOG_BATCH_MAX);
     if (c.buf == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, "log");
     rc = opc__log_recover(l, &c, err);
-    if (rc == OPCOMMS_OK && !fresh) {
-        rc = opc__log_slot_next(l, slot, o->key_hash, &os);
+    if (rc == OPCOMMS_OK) {
+        /* The directory each time: the crash may have come right after the creation. */
+        rc = l->plat->dir_sync(l->plat->user, l->dir, &os);
+        if (rc == OPCOMMS_OK) rc = opc__log_slot_next(l, &c, o->durability != 0, &os);
+        if (rc == OPCOMMS_OK && c.mend) rc = opc__log_slot_next(l, &c, o->durability != 0, &os);
         if (rc != OPCOMMS_OK) (void)opc__err_set(err, rc, os, "log header");
     }
     l->active.at = c.end;
@@ -6619,10 +6666,10 @@ OPC__FN opcomms_err opc__log_load(opc__log *l, const opc__log_options *o, opc__s
         }
         if (rc != OPCOMMS_OK) (void)opc__err_set(err, rc, 0, "stored message");
     }
-    if (o->durability != 0) l->uid += OPC__LOG_UID_SKIP; /* numbers may have been lost unsynced */
     opc__mem_free(l->mem, c.uid, c.cap * 8);
     opc__mem_free(l->mem, c.ref, c.cap * 8);
     opc__mem_free(l->mem, c.buf, OPC__LOG_BATCH_MAX);
+    opc__mem_wipe(c.slot, sizeof c.slot); /* the salt */
     return rc;
 }
 

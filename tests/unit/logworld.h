@@ -186,7 +186,7 @@ static inline opcomms_err msg_read(opc__store *s, uint64_t ref, uint8_t tag, uin
 
 typedef struct wmsg {
     uint64_t uid, ref, position, ack_position, len;
-    uint8_t tag, durable, acked, ack_durable, gone;
+    uint8_t tag, durable, written, acked, ack_durable, gone;
 } wmsg;
 
 #define WORLD_MSGS 512
@@ -255,8 +255,10 @@ static inline void world_settle(world *w) {
         } else if (m->acked) {
             m->ack_durable = 1;
         } else {
+            if (m->written) world_bad(w, "a written message died with the process", m->uid);
             m->gone = 1;
         }
+        m->written = 0;
     }
 }
 
@@ -341,7 +343,8 @@ static inline opcomms_err world_reopen(world *w, int clean) {
     }
     for (i = 0; i < w->n; i++) { /* what was written survives the death of the process */
         wmsg *m = &w->m[i];
-        if (!m->gone && (clean || m->position <= written)) m->durable = 1;
+        m->written = !m->gone && m->position <= written;
+        if (!m->gone && clean) m->durable = 1;
     }
     return world_open(w);
 }
