@@ -5778,6 +5778,7 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
 
 /* All integers are big-endian. "seeded CRC" is CRC-32C that begins with the CRC-32C of the salt, so
    that a payload which contains a forged batch never checks: the salt never leaves the file.
+   CRC-32C: RFC 3720 B.4; to begin with the CRC of something is to go on as if that came before.
 
    Header, 4 096 bytes: two slots, at 0 and at 2 048, written in turn: sequence n lies in slot n & 1.
    The valid slot of higher sequence counts. The rest is zero.
@@ -5796,27 +5797,38 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
    written. When one slot is damaged the other is used; it may be the older one, so the
    open counter then goes up by one more, and both slots are written.
 
-   Batch, the unit that is written: all of it or nothing.
-       0  "OPCB"             12  operations: 4        32  synced_to: 8 (all below was on disk)
-       4  length: 4          16  own offset: 8        40  flags: 4 (1: the log was closed here)
-       8  seeded CRC: 4      24  open counter: 8      44  zero: 4
-      48  operations; the CRC covers everything but itself
+   Batch, the unit that is written: all of it or nothing. The first lies at 4 096, each next one
+   right behind; behind the last one there may be zeros.
+       0  "OPCB"                 16  own offset: 8      40  flags: 4 (1: the log was closed here)
+       4  length: 4              24  open counter: 8    44  seeded CRC of the 44 bytes before, with
+       8  seeded CRC: 4          32  synced_to: 8           bytes 8 to 11 as zero
+      12  operations: 4          48  operations, one behind the other
+   The CRC at 8 covers the whole batch, with itself as zero. The length counts from byte 0, 48 to
+   1 048 576. A batch is valid when both CRCs, magic, length and own offset are right and synced_to
+   is at most its own offset: all below synced_to was on the disk when the batch was made. Flags
+   above 0xffff must be understood: a reader that does not know one refuses the log.
 
-   Operation: type 1, flags 1, zero 2, body length 4, body.
-       1 message   from 32, from_id 1, dest_id 1, flags 1, zero 1, dest length 4, number 8, bytes 8,
-                   wire bytes 8, time 8, fragments 4, payload CRC 4, head CRC 4, then the offsets of
-                   the fragments (8 each), dest, and the payload when there are no fragments.
-                   Both CRCs are seeded; the head's covers the body up to the payload, with itself
-                   as zero.
-       2 fragment  seeded CRC 4, zero 4, data (16 384 bytes, the last of a message may be shorter)
-       3 acknowledged   number 8
-   Types 4 to 127 are reserved for queued, delivered, failed, dead-lettered, taken, seen, state and
-   checkpoint; an operation of a newer minor version is skipped, a newer major version refused.
+   Operation: type 1, zero 3, body length 4, body.
+       1 message   from 32, from_id 1, dest_id 1, flags 1 (1: text), zero 1, dest length 4 (at most
+                   1 024), number 8, bytes 8, wire bytes 8, time 8 (seconds since 1970), fragments 4,
+                   payload CRC 4 (0: no payload here), head CRC 4, then the offsets of the fragments
+                   (8 each: where their type byte is), dest, and the payload when there are no
+                   fragments. Both CRCs are seeded; the head's covers the body up to the payload,
+                   with itself as zero. Numbers rise from message to message.
+       2 fragment  seeded CRC of the data 4, zero 4, data: 16 384 bytes, the last of a message 1 to
+                   16 384. One that no message names belongs to a message that was given up.
+       3 acknowledged   number 8 of the message: it is not handed out again
+      11 checkpoint     number floor 8 (as in the header), then what newer versions add
+   Reserved: 4 queued, 5 delivered, 6 attempt failed, 7 dead-lettered, 8 dead letter taken, 9 numbers
+   seen from a stream, 10 caller's state. An operation of unknown type up to 127 is skipped and
+   kept; above that a reader which does not know it refuses the log. Bodies of types 1 to 3 never
+   change. A newer major version is refused.
 
-   Recovery: with D the highest synced_to of any valid batch, also of batches behind a bad place, a
-   bad place below D is damage: OPCOMMS_E_LOG_DAMAGED with its offset, and the file stays as it is.
-   At or above D it is a torn tail: cut there; what is kept from above D is written and synced again
-   before any of it is shown. */
+   Recovery: with D the highest synced_to of any valid batch, also of batches behind a bad place, and
+   of the header, a bad place below D is damage: OPCOMMS_E_LOG_DAMAGED with its offset, and the file
+   stays as it is. At or above D it is a torn tail: cut there; what is kept from above D is written
+   and synced again before any of it is shown. A batch whose open counter is lower than that of the
+   batch before it is a bad place too: it is older than what it follows. */
 
 #define OPC__LOG_HEADER 4096u
 #define OPC__LOG_SLOT 512u
@@ -5831,8 +5843,10 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
 #define OPC__LOG_UID_SKIP ((uint64_t)1 << 20)
 #define OPC__LOG_UID_MAX ((uint64_t)1 << 62)
 #define OPC__LOG_CLOSED 1u
+#define OPC__LOG_MUST 0xffff0000u /* batch flags that must be understood */
+#define OPC__LOG_OP_MUST 128u     /* operation types from here on too */
 
-enum { OPC__OP_MESSAGE = 1, OPC__OP_FRAGMENT = 2, OPC__OP_ACK = 3 };
+enum { OPC__OP_MESSAGE = 1, OPC__OP_FRAGMENT = 2, OPC__OP_ACK = 3, OPC__OP_CHECKPOINT = 11 };
 
 typedef struct opc__log_options {
     const opcomms_platform *plat;
@@ -5949,7 +5963,8 @@ OPC__FN opcomms_err opc__log_head(opc__log *l, uint64_t ref) {
     if (rc != OPCOMMS_OK) return rc;
     dest = opc__buf_be32(l->head + 36);
     frags = opc__buf_be32(l->head + 72);
-    if (dest > 1024u || frags > OPC__LOG_FRAGS) return OPCOMMS_E_LOG_DAMAGED;
+    if (dest > 1024u) return OPCOMMS_E_LOG_DAMAGED;
+    if (frags > OPC__LOG_FRAGS) return OPCOMMS_E_LIMIT; /* a larger OPCOMMS_MAX_FRAME stored it */
     len = OPC__LOG_FIXED + 8u * frags + dest;
     if (body < len) return OPCOMMS_E_LOG_DAMAGED;
     rc = opc__log_get(l, ref + 8 + OPC__LOG_FIXED, l->head + OPC__LOG_FIXED, len - OPC__LOG_FIXED);
@@ -6040,6 +6055,7 @@ OPC__FN opcomms_err opc__log_read(opc__store *s, uint64_t ref, uint64_t offset, 
     if (rc != OPCOMMS_OK) return rc;
     if (skip >= l->piece_len) return OPCOMMS_E_LOG_DAMAGED;
     some = l->piece_len - skip;
+    if (some > bytes - offset) return OPCOMMS_E_LOG_DAMAGED;
     if (some > len) some = len;
     memcpy(buf, l->piece + skip, some);
     *got = some;
@@ -6073,7 +6089,7 @@ OPC__FN void opc__log_seal(opc__log *l, uint32_t flags) {
     opc__buf_put64(p + 24, l->open_counter);
     opc__buf_put64(p + 32, l->durable);
     opc__buf_put32(p + 40, flags);
-    opc__buf_put32(p + 44, 0);
+    opc__buf_put32(p + 44, opc__log_crc(l, p, 44));
     opc__buf_put32(p + 8, opc__log_crc(l, p, l->active.len));
 }
 
@@ -6345,7 +6361,10 @@ OPC__FN opcomms_err opc__log_close(opc__store *s) {
 
 /* What opening learns. */
 typedef struct opc__log_scan {
-    uint8_t *buf; /* OPC__LOG_BATCH_MAX */
+    uint8_t *buf; /* the file from buf_at on */
+    size_t buf_len;
+    size_t buf_cap; /* holds any batch the file can hold */
+    uint64_t buf_at;
     uint64_t size;
     uint64_t end;     /* behind the last batch of the unbroken row */
     uint64_t synced;  /* D */
@@ -6470,45 +6489,74 @@ OPC__FN opcomms_err opc__log_header(opc__log *l, opc__log_scan *c, const uint8_t
     return OPCOMMS_OK;
 }
 
-/* Is there a valid batch at `at`? Its bytes are then in scan->buf. OPCOMMS_E_NOT_FOUND: no. Any
-   other error says that the file could not be read, which proves nothing about its content. */
-OPC__FN opcomms_err opc__log_batch_at(opc__log *l, opc__log_scan *c, uint64_t at, uint32_t *len) {
-    uint32_t want;
+/* `len` bytes at `at`, all within the file; in *p until the next call. Reads far ahead. */
+OPC__FN opcomms_err opc__log_window(opc__log *l, opc__log_scan *c, uint64_t at, size_t len,
+                                    uint8_t **p) {
+    OPCOMMS_ASSERT(len <= c->buf_cap);
+    OPCOMMS_ASSERT(at <= c->size && len <= c->size - at);
+    if (at < c->buf_at || at - c->buf_at > c->buf_len || len > c->buf_len - (at - c->buf_at)) {
+        size_t n = c->size - at < c->buf_cap ? (size_t)(c->size - at) : c->buf_cap;
+        opcomms_err rc;
+        c->buf_len = 0;
+        rc = opc__log_file_read(l->plat, l->file, at, c->buf, n);
+        if (rc != OPCOMMS_OK) return rc;
+        c->buf_at = at;
+        c->buf_len = n;
+    }
+    *p = c->buf + (size_t)(at - c->buf_at);
+    return OPCOMMS_OK;
+}
+
+/* The CRC of n bytes with the four at 8 as zero. */
+OPC__FN uint32_t opc__log_batch_crc(const opc__log *l, const uint8_t *p, size_t n) {
+    static const uint8_t zero[4] = {0, 0, 0, 0};
+    uint32_t crc = opc__log_crc(l, p, 8);
+    return opc__crc32c(opc__crc32c(crc, zero, 4), p + 12, n - 12);
+}
+
+/* Is there a valid batch at `at`? Its bytes are then in *p. OPCOMMS_E_NOT_FOUND: no. Any other
+   error says that the file could not be read, which proves nothing about its content. The header's
+   own CRC comes first, so that no forged length makes a search read the same bytes again. */
+OPC__FN opcomms_err opc__log_batch_at(opc__log *l, opc__log_scan *c, uint64_t at, uint8_t **p,
+                                      uint32_t *len) {
     opcomms_err rc;
     if (c->size < OPC__LOG_BATCH || at > c->size - OPC__LOG_BATCH) return OPCOMMS_E_NOT_FOUND;
-    rc = opc__log_file_read(l->plat, l->file, at, c->buf, OPC__LOG_BATCH);
+    rc = opc__log_window(l, c, at, OPC__LOG_BATCH, p);
     if (rc != OPCOMMS_OK) return rc;
-    *len = opc__buf_be32(c->buf + 4);
-    if (opc__buf_be32(c->buf) != OPC__LOG_MAGIC || *len < OPC__LOG_BATCH ||
-        *len > OPC__LOG_BATCH_MAX || *len > c->size - at || opc__buf_be64(c->buf + 16) != at) {
+    *len = opc__buf_be32(*p + 4);
+    if (opc__buf_be32(*p) != OPC__LOG_MAGIC || *len < OPC__LOG_BATCH || *len > OPC__LOG_BATCH_MAX ||
+        *len > c->size - at || opc__buf_be64(*p + 16) != at || opc__buf_be64(*p + 32) > at ||
+        opc__buf_be32(*p + 44) != opc__log_batch_crc(l, *p, 44)) {
         return OPCOMMS_E_NOT_FOUND;
     }
-    rc = opc__log_file_read(l->plat, l->file, at + OPC__LOG_BATCH, c->buf + OPC__LOG_BATCH,
-                            *len - OPC__LOG_BATCH);
+    rc = opc__log_window(l, c, at, *len, p);
     if (rc != OPCOMMS_OK) return rc;
-    want = opc__buf_be32(c->buf + 8);
-    opc__buf_put32(c->buf + 8, 0);
-    return opc__log_crc(l, c->buf, *len) == want ? OPCOMMS_OK : OPCOMMS_E_NOT_FOUND;
+    return opc__buf_be32(*p + 8) == opc__log_batch_crc(l, *p, *len) ? OPCOMMS_OK
+                                                                    : OPCOMMS_E_NOT_FOUND;
 }
 
 /* Looks for valid batches behind a bad place: what they say was synced decides what it means. */
 OPC__FN opcomms_err opc__log_search(opc__log *l, opc__log_scan *c, uint64_t from) {
-    uint8_t window[4096];
     uint64_t at = from;
-    while (at < c->size) {
-        size_t n = c->size - at < sizeof window ? (size_t)(c->size - at) : sizeof window, i;
-        uint64_t next = at + (n > 3 ? n - 3 : n);
-        opcomms_err rc = opc__log_file_read(l->plat, l->file, at, window, n);
+    while (c->size - at >= OPC__LOG_BATCH) {
+        size_t most = c->buf_cap < 65536u ? c->buf_cap : 65536u, i;
+        size_t n = c->size - at < most ? (size_t)(c->size - at) : most;
+        uint64_t next = at + n - 3;
+        uint8_t *p = NULL;
+        uint32_t len = 0;
+        opcomms_err rc = opc__log_window(l, c, at, n, &p);
         if (rc != OPCOMMS_OK) return rc;
-        for (i = 0; i + 4 <= n; i++) {
-            uint32_t len = 0;
-            if (opc__buf_be32(window + i) != OPC__LOG_MAGIC) continue;
-            rc = opc__log_batch_at(l, c, at + i, &len);
-            if (rc == OPCOMMS_E_NOT_FOUND) continue;
-            if (rc != OPCOMMS_OK) return rc;
-            if (opc__buf_be64(c->buf + 32) > c->synced) c->synced = opc__buf_be64(c->buf + 32);
-            next = at + i + len;
-            break;
+        for (i = 0; i + 4 <= n && opc__buf_be32(p + i) != OPC__LOG_MAGIC; i++) {
+            const uint8_t *q = (const uint8_t *)memchr(p + i + 1, OPC__LOG_MAGIC >> 24, n - i - 4);
+            i = q != NULL ? (size_t)(q - p) - 1 : n - 4;
+        }
+        if (i + 4 <= n) {
+            rc = opc__log_batch_at(l, c, at + i, &p, &len);
+            if (rc != OPCOMMS_OK && rc != OPCOMMS_E_NOT_FOUND) return rc;
+            next = at + i + (rc == OPCOMMS_OK ? len : 1);
+            if (rc == OPCOMMS_OK && opc__buf_be64(p + 32) > c->synced) {
+                c->synced = opc__buf_be64(p + 32);
+            }
         }
         at = next;
     }
@@ -6560,25 +6608,43 @@ OPC__FN void opc__log_acked(opc__log_scan *c, uint64_t uid) {
     if (lo < c->count && c->uid[lo] == uid) c->ref[lo] = 0;
 }
 
-/* The operations of the batch in c->buf. */
-OPC__FN opcomms_err opc__log_replay(opc__log *l, opc__log_scan *c, uint64_t at, uint32_t len) {
+/* One operation; `ref` is where it lies. */
+OPC__FN opcomms_err opc__log_replay_op(opc__log *l, opc__log_scan *c, unsigned type,
+                                       const uint8_t *body, uint32_t n, uint64_t ref) {
+    uint64_t uid;
+    switch (type) {
+    case OPC__OP_MESSAGE:
+        uid = n >= OPC__LOG_FIXED ? opc__buf_be64(body + 40) : 0;
+        if (uid <= c->uid_last || uid > OPC__LOG_UID_MAX) return OPCOMMS_E_LOG_DAMAGED;
+        c->uid_last = uid;
+        return opc__log_seen(l, c, uid, ref);
+    case OPC__OP_ACK:
+        if (n != 8) return OPCOMMS_E_LOG_DAMAGED;
+        opc__log_acked(c, opc__buf_be64(body));
+        return OPCOMMS_OK;
+    case OPC__OP_CHECKPOINT:
+        uid = n >= 8 ? opc__buf_be64(body) : UINT64_MAX;
+        if (uid > OPC__LOG_UID_MAX) return OPCOMMS_E_LOG_DAMAGED;
+        if (uid > l->uid) l->uid = uid;
+        return OPCOMMS_OK;
+    default: return type < OPC__LOG_OP_MUST ? OPCOMMS_OK : OPCOMMS_E_LOG_VERSION;
+    }
+}
+
+/* The operations of a valid batch. */
+OPC__FN opcomms_err opc__log_replay(opc__log *l, opc__log_scan *c, uint64_t at, const uint8_t *p,
+                                    uint32_t len) {
     opc__rd r;
-    uint32_t ops = opc__buf_be32(c->buf + 12), i;
-    opc__rd_init(&r, c->buf + OPC__LOG_BATCH, len - OPC__LOG_BATCH);
+    uint32_t ops = opc__buf_be32(p + 12), i;
+    if (opc__buf_be32(p + 40) & OPC__LOG_MUST) return OPCOMMS_E_LOG_VERSION;
+    opc__rd_init(&r, p + OPC__LOG_BATCH, len - OPC__LOG_BATCH);
     for (i = 0; i < ops; i++) {
-        const uint8_t *start = r.p, *h = opc__rd_bytes(&r, 8), *body;
+        const uint8_t *h = opc__rd_bytes(&r, 8), *body;
         uint32_t n = h != NULL ? opc__buf_be32(h + 4) : 0;
-        opcomms_err rc = OPCOMMS_OK;
+        opcomms_err rc;
         body = opc__rd_bytes(&r, n);
         if (h == NULL || body == NULL) return OPCOMMS_E_LOG_DAMAGED;
-        if (h[0] == OPC__OP_MESSAGE) {
-            uint64_t uid = n >= OPC__LOG_FIXED ? opc__buf_be64(body + 40) : 0;
-            if (uid <= c->uid_last || uid > OPC__LOG_UID_MAX) return OPCOMMS_E_LOG_DAMAGED;
-            c->uid_last = uid;
-            rc = opc__log_seen(l, c, uid, at + (uint64_t)(start - c->buf));
-        } else if (h[0] == OPC__OP_ACK && n == 8) {
-            opc__log_acked(c, opc__buf_be64(body));
-        }
+        rc = opc__log_replay_op(l, c, h[0], body, n, at + (uint64_t)(h - p));
         if (rc != OPCOMMS_OK) return rc;
     }
     return opc__rd_left(&r) == 0 ? OPCOMMS_OK : OPCOMMS_E_LOG_DAMAGED;
@@ -6590,10 +6656,12 @@ OPC__FN opcomms_err opc__log_settle(opc__log *l, opc__log_scan *c, int *os) {
     uint64_t at = c->synced > OPC__LOG_HEADER ? c->synced : OPC__LOG_HEADER;
     opcomms_err rc = OPCOMMS_OK;
     if (c->size > c->end) rc = l->plat->file_truncate(l->plat->user, l->file, c->end, os);
+    if (c->size > c->end) c->size = c->end;
     while (rc == OPCOMMS_OK && at < c->end) {
-        size_t n = c->end - at < OPC__LOG_BATCH_MAX ? (size_t)(c->end - at) : OPC__LOG_BATCH_MAX;
-        rc = opc__log_file_read(l->plat, l->file, at, c->buf, n);
-        if (rc == OPCOMMS_OK) rc = opc__plat_write_all(l->plat, l->file, at, c->buf, n, os);
+        size_t n = c->end - at < c->buf_cap ? (size_t)(c->end - at) : c->buf_cap;
+        uint8_t *p = NULL;
+        rc = opc__log_window(l, c, at, n, &p);
+        if (rc == OPCOMMS_OK) rc = opc__plat_write_all(l->plat, l->file, at, p, n, os);
         at += n;
     }
     if (rc == OPCOMMS_OK) rc = l->plat->file_sync(l->plat->user, l->file, os);
@@ -6601,24 +6669,27 @@ OPC__FN opcomms_err opc__log_settle(opc__log *l, opc__log_scan *c, int *os) {
 }
 
 OPC__FN opcomms_err opc__log_recover(opc__log *l, opc__log_scan *c, opcomms_error *err) {
-    uint64_t at = OPC__LOG_HEADER;
+    uint64_t at = OPC__LOG_HEADER, counter = 0;
     uint32_t len = 0;
+    uint8_t *p = NULL;
     int os = 0;
     opcomms_err rc;
-    while ((rc = opc__log_batch_at(l, c, at, &len)) == OPCOMMS_OK) {
-        if (opc__buf_be64(c->buf + 32) > c->synced) c->synced = opc__buf_be64(c->buf + 32);
-        if (opc__buf_be64(c->buf + 24) > c->counter) c->counter = opc__buf_be64(c->buf + 24);
-        rc = opc__log_replay(l, c, at, len);
+    while ((rc = opc__log_batch_at(l, c, at, &p, &len)) == OPCOMMS_OK) {
+        if (opc__buf_be64(p + 24) < counter) break;
+        counter = opc__buf_be64(p + 24);
+        if (opc__buf_be64(p + 32) > c->synced) c->synced = opc__buf_be64(p + 32);
+        rc = opc__log_replay(l, c, at, p, len);
         if (rc != OPCOMMS_OK) {
-            (void)opc__err_set(err, rc, 0, "log");
+            (void)opc__err_set(err, rc, 0, "a valid batch; nothing was changed");
             if (err != NULL) err->position = at;
             return rc;
         }
         at += len;
     }
     c->end = at;
-    if (rc == OPCOMMS_E_NOT_FOUND) {
-        rc = at < c->size ? opc__log_search(l, c, at + 1) : OPCOMMS_OK;
+    if (counter > c->counter) c->counter = counter;
+    if (rc == OPCOMMS_OK || rc == OPCOMMS_E_NOT_FOUND) {
+        rc = at < c->size ? opc__log_search(l, c, at) : OPCOMMS_OK;
     }
     if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, "log: cannot be read");
     if (at < c->synced) {
@@ -6642,7 +6713,8 @@ OPC__FN opcomms_err opc__log_load(opc__log *l, const opc__log_options *o, opc__s
     if (rc != OPCOMMS_OK) return opc__err_set(err, rc, os, o->path);
     rc = opc__log_header(l, &c, o->key_hash, &os, err);
     if (rc != OPCOMMS_OK) return rc;
-    c.buf = (uint8_t *)opc__mem_alloc(l->mem, OPC__LOG_BATCH_MAX);
+    c.buf_cap = c.size < OPC__LOG_BATCH_MAX ? (size_t)c.size : OPC__LOG_BATCH_MAX;
+    c.buf = (uint8_t *)opc__mem_alloc(l->mem, c.buf_cap);
     if (c.buf == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, "log");
     rc = opc__log_recover(l, &c, err);
     if (rc == OPCOMMS_OK) {
@@ -6664,11 +6736,14 @@ OPC__FN opcomms_err opc__log_load(opc__log *l, const opc__log_options *o, opc__s
             opc__log_meta_of(l->head, &m);
             rc = found(user, c.uid[i], c.ref[i], &m);
         }
-        if (rc != OPCOMMS_OK) (void)opc__err_set(err, rc, 0, "stored message");
+        if (rc != OPCOMMS_OK) {
+            (void)opc__err_set(err, rc, 0, "stored message");
+            if (err != NULL) err->position = c.ref[i];
+        }
     }
     opc__mem_free(l->mem, c.uid, c.cap * 8);
     opc__mem_free(l->mem, c.ref, c.cap * 8);
-    opc__mem_free(l->mem, c.buf, OPC__LOG_BATCH_MAX);
+    opc__mem_free(l->mem, c.buf, c.buf_cap);
     opc__mem_wipe(c.slot, sizeof c.slot); /* the salt */
     return rc;
 }

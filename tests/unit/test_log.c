@@ -3,8 +3,10 @@
 #include "opcomms.h"
 #include "test.h"
 #include "logworld.h"
+#include "logread.h"
 
 static fdisk disk, copy;
+static lr seen;
 static found f;
 static opcomms_error err;
 
@@ -104,12 +106,13 @@ static void refused(fdisk *d, opcomms_err why) {
     size_t size = file->size;
     uint8_t *before = (uint8_t *)malloc(size + 1);
     uint64_t written = d->bytes_written;
+    size_t ops = file->ops;
     if (size > 0) memcpy(before, file->cache, size);
     CHECK_EQ(log_open(d, &s, &f, &err), why);
     CHECK_EQ(err.code, why);
     CHECK_EQ(f.count, 0);
     CHECK(file->size == size && memcmp(before, file->cache, size) == 0);
-    CHECK_EQ(file->ops, 0);
+    CHECK_EQ(file->ops, ops);
     CHECK_EQ(d->bytes_written, written);
     CHECK_EQ(mem.used, 0);
     CHECK_EQ(d->handles, 0);
@@ -304,6 +307,538 @@ TEST(the_directory_is_synced_again_when_the_creation_may_not_have_come_so_far) {
     }
 }
 
+/* ---- the format ---- */
+
+/* A log that holds every operation: messages of all kinds, fragments that belong to nothing,
+   acknowledgements, several sessions, one of them not closed. The last batches are not synced. */
+static void full_log(fdisk *d) {
+    opc__log_options o = log_options(d);
+    opc__store *s = fresh(d);
+    uint64_t uid[4], ref[4], position = 0;
+    uint32_t p = 0;
+    static uint8_t zero[16384];
+    ref[0] = put(s, 1, 0, &uid[0]);
+    ref[1] = put(s, 2, 1, &uid[1]);
+    flush(s);
+    ref[2] = put(s, 3, 100, &uid[2]);
+    CHECK_EQ(s->c->ack(s, ref[1], uid[1], &position), OPCOMMS_OK);
+    flush(s);
+    shut(s);
+    CHECK_EQ(log_open(d, &s, &f, &err), OPCOMMS_OK);
+    (void)put(s, 4, 40000, NULL);
+    CHECK_EQ(s->c->begin(s, &p), OPCOMMS_OK);
+    CHECK_EQ(s->c->data(s, p, zero, sizeof zero), OPCOMMS_OK);
+    CHECK_EQ(s->c->data(s, p, zero, 1), OPCOMMS_OK);
+    s->c->abort(s, p);
+    (void)put(s, 5, 16384, NULL);
+    flush(s);
+    (void)put(s, 6, 16385, NULL);
+    flush(s);
+    log_abandon(s);
+    o.durability = OPCOMMS_DURABLE_NEVER;
+    CHECK_EQ(log_open_with(&o, &s, &f, &err), OPCOMMS_OK);
+    (void)put(s, 7, 200, NULL);
+    CHECK_EQ(s->c->ack(s, ref[0], uid[0], &position), OPCOMMS_OK);
+    CHECK_EQ(s->c->write(s), OPCOMMS_OK);
+    (void)put(s, 8, 200, NULL);
+    CHECK_EQ(s->c->write(s), OPCOMMS_OK);
+    log_abandon(s);
+}
+
+static const uint8_t full_tags[] = {3, 4, 5, 6, 7, 8};
+static const size_t full_sizes[] = {100, 40000, 16384, 16385, 200, 200};
+
+/* How the file reads without the library, checked against what was put in. */
+static void check_read(const fdisk *d, const uint8_t *tags, const size_t *sizes, int n) {
+    const fd_file *file = log_file((fdisk *)(uintptr_t)d);
+    int i, k = 0;
+    size_t j;
+    lr_read(&seen, file->cache, file->size);
+    CHECK(seen.wrong == NULL);
+    for (i = 0; i < seen.msgs; i++) {
+        const lr_msg *m = &seen.msg[i];
+        CHECK(!m->bad);
+        if (m->acked || m->bad || k >= n) continue;
+        CHECK_EQ(m->from[0], tags[k]);
+        CHECK_EQ(m->from[32], tags[k]);
+        CHECK_EQ(m->bytes, sizes[k]);
+        CHECK_EQ(m->wire_bytes, sizes[k] * 3);
+        CHECK_EQ(m->time, 1700000000 + tags[k]);
+        CHECK_EQ(m->flags, tags[k] & 1);
+        CHECK(m->dest_len == tags[k] % 12u && memcmp(m->dest, "destination", m->dest_len) == 0);
+        for (j = 0; j < sizes[k] && lr_byte(&seen, m, j) == msg_byte(tags[k], j);) j++;
+        CHECK_EQ(j, sizes[k]);
+        k++;
+    }
+    CHECK_EQ(k, n);
+}
+
+TEST(the_file_can_be_read_from_the_manual_alone) {
+    full_log(&disk);
+    check_read(&disk, full_tags, full_sizes, 6);
+    CHECK_EQ(seen.msgs, 8);
+    CHECK_EQ(seen.acks, 2);
+    CHECK_EQ(seen.fragments, 3 + 1 + 2);
+    CHECK_EQ(seen.unknown, 0);
+    CHECK_EQ(seen.slot_counter, 3);
+    CHECK_EQ(seen.floor, 6 + ((uint64_t)1 << 20));
+    CHECK_EQ(seen.end, log_file(&disk)->size);
+    CHECK(seen.synced == seen.slot_synced && seen.synced < seen.end);
+    CHECK(seen.batch[2].flags == 1 && seen.batch[2].ops == 0 && seen.batch[2].len == 48);
+}
+
+TEST(what_the_library_finds_is_what_the_manual_says_is_there) {
+    static world w;
+    uint64_t seed;
+    for (seed = 1; seed <= 60; seed++) {
+        int i, k = 0;
+        fd_clear(&disk);
+        world_init(&w, &disk, seed, (int)(seed % 3));
+        CHECK_EQ(world_open(&w), OPCOMMS_OK);
+        for (i = 0; i < 60; i++) CHECK_EQ(world_step(&w), OPCOMMS_OK);
+        CHECK_EQ(world_reopen(&w, 1), OPCOMMS_OK);
+        CHECK_EQ(w.bad, 0);
+        lr_read(&seen, log_file(&disk)->cache, log_file(&disk)->size);
+        CHECK(seen.wrong == NULL);
+        for (i = 0; i < seen.msgs; i++) {
+            if (seen.msg[i].acked) continue;
+            CHECK(k < w.f.count && w.f.uid[k] == seen.msg[i].uid && w.f.ref[k] == seen.msg[i].at);
+            CHECK(!seen.msg[i].bad);
+            k++;
+        }
+        CHECK_EQ(k, w.f.count);
+        CHECK_EQ(seen.end, w.s->c->end(w.s));
+        log_abandon(w.s);
+    }
+}
+
+/* The format is fixed: tests/data/log/1.0.log was written by the first version that had it.
+   LOG_FIXTURE=path writes the file anew. */
+TEST(a_log_of_format_1_0_is_still_written_byte_for_byte_and_read) {
+    const char *to = getenv("LOG_FIXTURE");
+    static uint8_t want[200000];
+    fd_file *file;
+    opc__store *s = NULL;
+    FILE *in;
+    size_t n = 0;
+    int i;
+    disk.rng = 1;
+    full_log(&disk);
+    file = log_file(&disk);
+    if (to != NULL) {
+        FILE *out = fopen(to, "wb");
+        CHECK(out != NULL && fwrite(file->cache, 1, file->size, out) == file->size);
+        if (out != NULL) fclose(out);
+    }
+    in = fopen(TEST_DATA "/log/1.0.log", "rb");
+    CHECK(in != NULL);
+    if (in == NULL) return;
+    n = fread(want, 1, sizeof want, in);
+    fclose(in);
+    CHECK(n == file->size && memcmp(want, file->cache, n) == 0);
+    fd_clear(&copy);
+    (void)fd_put(&copy, "peer.log", want, n);
+    CHECK_EQ(log_open(&copy, &s, &f, &err), OPCOMMS_OK);
+    CHECK_EQ(f.count, 6);
+    for (i = 0; i < 6 && i < f.count; i++) CHECK(holds(s, f.ref[i], full_tags[i], full_sizes[i]));
+    shut(s);
+}
+
+/* Puts the CRCs of the batch at `at` right, as a later version of the library would. */
+static void seal_batch(uint8_t *p, size_t at, uint32_t seed) {
+    uint8_t *b = p + at;
+    opc__buf_put32(b + 44, lr_crc_hole(seed, b, 44, 8));
+    opc__buf_put32(b + 8, lr_crc_hole(seed, b, opc__buf_be32(b + 4), 8));
+}
+
+/* Appends a batch with one operation, as a newer version would; messages go on behind it. */
+static void append_op(fdisk *d, unsigned type, unsigned flags, uint64_t value, size_t body) {
+    fd_file *file = log_file(d);
+    static uint8_t b[1024];
+    size_t len = 48 + 8 + body;
+    static uint8_t all[300000];
+    lr_read(&seen, file->cache, file->size);
+    memset(b, 0, sizeof b);
+    memcpy(b, "OPCB", 4);
+    opc__buf_put32(b + 4, (uint32_t)len);
+    opc__buf_put32(b + 12, 1);
+    opc__buf_put64(b + 16, seen.end);
+    opc__buf_put64(b + 24, seen.slot_counter);
+    opc__buf_put64(b + 32, seen.end);
+    opc__buf_put32(b + 40, flags);
+    b[48] = (uint8_t)type;
+    opc__buf_put32(b + 52, (uint32_t)body);
+    if (body >= 8) opc__buf_put64(b + 56, value);
+    seal_batch(b, 0, seen.seed);
+    memcpy(all, file->cache, file->size);
+    memcpy(all + seen.end, b, len);
+    (void)fd_put(d, "peer.log", all, seen.end + len);
+}
+
+TEST(operations_of_a_newer_minor_version_are_skipped_and_kept_or_refused_when_they_must_be_known) {
+    unsigned type;
+    opc__store *s = NULL;
+    size_t at;
+    for (type = 0; type < 256; type++) {
+        uint8_t before[64];
+        if (type >= 1 && type <= 3) continue;
+        if (type == 11) continue;
+        sessions(&disk);
+        append_op(&disk, type, 0x8000, 5, 8);
+        at = seen.end;
+        if (type >= 128) {
+            refused(&disk, OPCOMMS_E_LOG_VERSION);
+            CHECK_EQ(err.position, at);
+            continue;
+        }
+        memcpy(before, log_file(&disk)->cache + at, 64);
+        CHECK_EQ(log_open(&disk, &s, &f, &err), OPCOMMS_OK);
+        (void)put(s, 5, 10, NULL);
+        shut(s);
+        CHECK_EQ(log_open(&disk, &s, &f, &err), OPCOMMS_OK);
+        CHECK_EQ(f.count, 5);
+        shut(s);
+        CHECK(memcmp(before, log_file(&disk)->cache + at, 64) == 0);
+    }
+    sessions(&disk);
+    append_op(&disk, 100, 0x10000, 5, 8);
+    refused(&disk, OPCOMMS_E_LOG_VERSION);
+}
+
+TEST(a_checkpoint_says_which_numbers_are_used) {
+    opc__store *s = NULL;
+    uint64_t uid = 0;
+    sessions(&disk);
+    append_op(&disk, 11, 0, 1000, 50);
+    CHECK_EQ(log_open(&disk, &s, &f, &err), OPCOMMS_OK);
+    CHECK_EQ(f.count, 4);
+    (void)put(s, 5, 10, &uid);
+    CHECK_EQ(uid, 1001);
+    shut(s);
+    append_op(&disk, 11, 0, 1000, 7);
+    refused(&disk, OPCOMMS_E_LOG_DAMAGED);
+}
+
+TEST(a_valid_batch_that_makes_no_sense_is_refused_not_cut) {
+    static const struct { unsigned type; uint64_t value; size_t body; } bad[] = {
+        {1, 0, 0}, {1, 0, 83}, {1, 0, 84}, {3, 1, 7}, {3, 1, 9}, {11, UINT64_MAX, 8}, {11, 0, 0},
+    };
+    size_t i;
+    for (i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        sessions(&disk);
+        append_op(&disk, bad[i].type, 0, bad[i].value, bad[i].body);
+        refused(&disk, OPCOMMS_E_LOG_DAMAGED);
+        CHECK_EQ(err.position, seen.end);
+    }
+    for (i = 0; i < 3; i++) { /* operations that are more, or less, than the batch */
+        uint8_t *p;
+        sessions(&disk);
+        append_op(&disk, 100, 0, 0, 8);
+        p = log_file(&disk)->cache + seen.end;
+        if (i == 0) opc__buf_put32(p + 12, 2);
+        if (i == 1) opc__buf_put32(p + 12, 0);
+        if (i == 2) opc__buf_put32(p + 52, 9);
+        seal_batch(log_file(&disk)->cache, seen.end, seen.seed);
+        refused(&disk, OPCOMMS_E_LOG_DAMAGED);
+    }
+}
+
+/* ---- torn or damaged ---- */
+
+/* Opens a damaged copy of the log of full_log. `bad`: the batch that is damaged, or -1; the library
+   has to say what the reader of the manual would. */
+static uint64_t cuts, refusals;
+static void judge(fdisk *d, int bad) {
+    opc__store *s = NULL;
+    uint64_t synced = seen.slot_synced;
+    int i, whole = 0;
+    for (i = 0; i < seen.batches; i++) {
+        if (i != bad && seen.batch[i].synced > synced) synced = seen.batch[i].synced;
+    }
+    if (bad >= 0 && seen.batch[bad].at < synced) {
+        refused(d, OPCOMMS_E_LOG_DAMAGED);
+        CHECK_EQ(err.position, seen.batch[bad].at);
+        refusals++;
+        return;
+    }
+    CHECK_EQ(log_open(d, &s, &f, &err), OPCOMMS_OK);
+    if (s == NULL) return;
+    for (i = 0; i < seen.msgs; i++) {
+        size_t end = bad >= 0 ? seen.batch[bad].at : seen.end;
+        if (seen.msg[i].at < end && !seen.msg[i].acked) whole++;
+    }
+    if (bad < 0) {
+        CHECK_EQ(f.count, 6);
+    } else {
+        CHECK_EQ(s->c->end(s), seen.batch[bad].at);
+        CHECK(f.count >= whole); /* an acknowledgement may be what was cut */
+        cuts++;
+    }
+    log_abandon(s);
+}
+
+static void begin_judging(void) {
+    full_log(&disk);
+    lr_read(&seen, log_file(&disk)->cache, log_file(&disk)->size);
+    CHECK(seen.wrong == NULL);
+    cuts = refusals = 0;
+}
+
+static int batch_of(size_t at) {
+    int i;
+    for (i = 0; i < seen.batches; i++) {
+        if (at >= seen.batch[i].at && at < seen.batch[i].at + seen.batch[i].len) return i;
+    }
+    return -1;
+}
+
+TEST(a_log_cut_at_any_byte_opens_with_every_whole_batch_or_is_refused_below_the_last_sync) {
+    size_t cut;
+    int i;
+    begin_judging();
+    for (cut = 1; cut <= seen.size; cut++) {
+        opc__store *s = NULL;
+        opcomms_err rc, want = OPCOMMS_OK;
+        int whole = 0, acked = 0;
+        size_t end = 4096;
+        if (cut > 8192 && cut < seen.size - 3000 && cut % 61 != 0) continue;
+        fd_clear(&copy);
+        (void)fd_put(&copy, "peer.log", log_file(&disk)->cache, cut);
+        for (i = 0; i < seen.batches && seen.batch[i].at + seen.batch[i].len <= cut; i++) {
+            end = seen.batch[i].at + seen.batch[i].len;
+        }
+        if (cut < 4096 || end < seen.slot_synced) want = OPCOMMS_E_LOG_DAMAGED;
+        if (want != OPCOMMS_OK) {
+            if (cut % 5 == 0 || cut > seen.slot_synced - 300) refused(&copy, want);
+            continue;
+        }
+        rc = log_open(&copy, &s, &f, &err);
+        CHECK_EQ(rc, OPCOMMS_OK);
+        if (rc != OPCOMMS_OK) break;
+        CHECK_EQ(s->c->end(s), end);
+        for (i = 0; i < seen.msgs; i++) whole += seen.msg[i].at < end;
+        acked = end == seen.end || batch_of(end) > batch_of(seen.msg[6].at) ? 2 : 1;
+        CHECK_EQ(f.count, whole - acked);
+        log_abandon(s);
+    }
+}
+
+/* One session that syncs now and then: what is synced stands only in the batches. 16 KiB. */
+static void one_session(fdisk *d) {
+    opc__store *s = fresh(d);
+    uint64_t uid = 0, ref = 0, position = 0;
+    int i;
+    for (i = 1; i <= 16; i++) {
+        ref = put(s, (uint8_t)i, i == 9 ? 8400 : (uint64_t)(i * 3), &uid);
+        if (i % 5 == 0) CHECK_EQ(s->c->ack(s, ref, uid, &position), OPCOMMS_OK);
+        if (i % 3 == 0) {
+            flush(s);
+        } else {
+            CHECK_EQ(s->c->write(s), OPCOMMS_OK);
+        }
+    }
+    log_abandon(s);
+}
+
+static void flip_bits(uint64_t every) {
+    uint64_t bit, end, dense; /* every single bit around and behind the last sync */
+    lr_read(&seen, log_file(&disk)->cache, log_file(&disk)->size);
+    CHECK(seen.wrong == NULL);
+    end = seen.end * 8;
+    dense = seen.synced * 8 - 1000;
+    for (bit = 4096 * 8; bit < end; bit += bit < dense ? every : 1) {
+        uint8_t *p;
+        fd_clear(&copy);
+        p = fd_put(&copy, "peer.log", log_file(&disk)->cache, seen.size)->cache;
+        p[bit / 8] ^= (uint8_t)(1u << (bit % 8));
+        judge(&copy, batch_of((size_t)(bit / 8)));
+    }
+}
+
+/* LOG_IMAGES set: every bit; else every single one where it matters and some of the others. */
+TEST(any_flipped_bit_is_found_below_the_last_sync_refused_with_its_place_above_it_cut) {
+    int all = getenv("LOG_IMAGES") != NULL;
+    cuts = refusals = 0;
+    one_session(&disk);
+    flip_bits(all ? 1 : 7);
+    CHECK(refusals > 5000);
+    CHECK(cuts > 1000);
+    full_log(&disk);
+    flip_bits(all ? 1 : 307);
+    CHECK(refusals > 5000);
+    CHECK(cuts > 4000);
+    printf("bits flipped: %llu refused, %llu cut\n", (unsigned long long)refusals,
+           (unsigned long long)cuts);
+}
+
+/* The first batch that differs from the original, or -1. */
+static int first_damaged(const uint8_t *now) {
+    int i;
+    for (i = 0; i < seen.batches; i++) {
+        if (memcmp(now + seen.batch[i].at, seen.p + seen.batch[i].at, seen.batch[i].len)) return i;
+    }
+    return -1;
+}
+
+/* Whatever was done to the blocks behind the header, the reader of the manual knows the verdict:
+   batches that stayed whole say what was synced. */
+static void judge_blocks(fdisk *d) {
+    opc__store *s = NULL;
+    const uint8_t *now = log_file(d)->cache;
+    uint64_t synced = seen.slot_synced;
+    int i, bad = first_damaged(now);
+    for (i = 0; i < seen.batches; i++) {
+        if (memcmp(now + seen.batch[i].at, seen.p + seen.batch[i].at, seen.batch[i].len) == 0 &&
+            seen.batch[i].synced > synced) {
+            synced = seen.batch[i].synced;
+        }
+    }
+    if (bad >= 0 && seen.batch[bad].at < synced) {
+        refused(d, OPCOMMS_E_LOG_DAMAGED);
+        CHECK_EQ(err.position, seen.batch[bad].at);
+        refusals++;
+        return;
+    }
+    CHECK_EQ(log_open(d, &s, &f, &err), OPCOMMS_OK);
+    if (s == NULL) return;
+    CHECK_EQ(s->c->end(s), bad >= 0 ? seen.batch[bad].at : seen.end);
+    cuts++;
+    log_abandon(s);
+}
+
+TEST(blocks_swapped_doubled_or_zeroed_are_never_taken_for_a_log) {
+    static const size_t sizes[] = {512, 4096};
+    size_t k, a, b;
+    int log;
+    cuts = refusals = 0;
+    for (log = 0; log < 2; log++) {
+        if (log == 0) full_log(&disk); else one_session(&disk);
+        lr_read(&seen, log_file(&disk)->cache, log_file(&disk)->size);
+        for (k = 0; k < 2; k++) {
+            size_t n = sizes[k], blocks = seen.size / n, first = 4096 / n;
+            for (a = first; a < blocks; a++) {
+                for (b = first; b < blocks; b += a % 8 ? 5 : 1) { /* b == a: zeroed */
+                    uint8_t *p, saved[4096];
+                    int how;
+                    for (how = 0; how < 2; how++) {
+                        fd_clear(&copy);
+                        p = fd_put(&copy, "peer.log", seen.p, seen.size)->cache;
+                        memcpy(saved, p + a * n, n);
+                        if (a == b) {
+                            memset(p + a * n, 0, n);
+                        } else {
+                            memcpy(p + a * n, p + b * n, n);
+                            if (how == 1) memcpy(p + b * n, saved, n);
+                        }
+                        judge_blocks(&copy);
+                    }
+                }
+            }
+        }
+    }
+    CHECK(refusals > 2000);
+    CHECK(cuts > 100);
+}
+
+TEST(a_header_of_zeros_in_front_of_a_log_is_damage) {
+    one_session(&disk);
+    fd_kill(&disk, &copy);
+    memset(log_file(&copy)->cache, 0, 4096);
+    refused(&copy, OPCOMMS_E_LOG_DAMAGED);
+}
+
+TEST(a_log_whose_content_is_gone_is_not_opened_as_empty_once_it_was_opened_with_it) {
+    opc__store *s = NULL;
+    one_session(&disk);
+    CHECK_EQ(log_open(&disk, &s, &f, &err), OPCOMMS_OK);
+    CHECK(f.count > 0);
+    log_abandon(s);
+    fd_kill(&disk, &copy);
+    memset(log_file(&copy)->cache + 4096, 0, log_file(&copy)->size - 4096);
+    refused(&copy, OPCOMMS_E_LOG_DAMAGED);
+    CHECK_EQ(err.position, 4096);
+    fd_clear(&copy);
+    (void)fd_put(&copy, "peer.log", log_file(&disk)->cache, 4096);
+    refused(&copy, OPCOMMS_E_LOG_DAMAGED);
+}
+
+TEST(a_batch_forged_inside_a_payload_never_counts) {
+    static uint8_t data[16384];
+    opc__msg_meta m;
+    opc__store *s = fresh(&disk);
+    uint64_t uid = 0, ref = 0, position = 0;
+    uint32_t p = 0;
+    size_t at, k;
+    (void)put(s, 1, 10, NULL);
+    flush(s);
+    /* The sender knows everything but the salt: its payload claims, at the right offsets and with
+       CRCs of every seed it can think of, that far more was synced. */
+    at = (size_t)s->c->end(s) + 48 + 8 + 84 + 11;
+    for (k = 0; k + 48 <= 16000; k += 48) {
+        uint8_t *b = data + k;
+        uint32_t seed = k == 0 ? 0 : k == 48 ? 0xffffffffu : (uint32_t)k;
+        memcpy(b, "OPCB", 4);
+        opc__buf_put32(b + 4, k % 96 ? 48 : 4096);
+        opc__buf_put64(b + 16, at + k);
+        opc__buf_put64(b + 24, 1);
+        opc__buf_put64(b + 32, at + k);
+        if (k % 96) seal_batch(data, k, seed); else opc__buf_put32(b + 44, lr_crc_hole(seed, b, 44, 8));
+    }
+    memset(&m, 0, sizeof m);
+    m.dest = (const uint8_t *)"destination";
+    m.dest_len = 11;
+    m.bytes = 16000;
+    CHECK_EQ(s->c->begin(s, &p), OPCOMMS_OK);
+    CHECK_EQ(s->c->data(s, p, data, 16000), OPCOMMS_OK);
+    CHECK_EQ(s->c->commit(s, p, &m, &uid, &ref, &position), OPCOMMS_OK);
+    CHECK_EQ(s->c->write(s), OPCOMMS_OK);
+    log_abandon(s);
+    lr_read(&seen, log_file(&disk)->cache, log_file(&disk)->size);
+    CHECK_EQ(seen.msgs, 2);
+    CHECK(memcmp(seen.p + at, data, 16000) == 0);
+    fd_kill(&disk, &copy);
+    log_file(&copy)->cache[seen.batch[1].at + 9] ^= 1; /* a torn batch around it */
+    copy.bytes_read = 0;
+    CHECK_EQ(log_open(&copy, &s, &f, &err), OPCOMMS_OK);
+    CHECK_EQ(f.count, 1);
+    CHECK_EQ(s->c->end(s), seen.batch[1].at);
+    CHECK(copy.bytes_read < 3 * seen.size); /* forged lengths cost nothing */
+    log_abandon(s);
+}
+
+TEST(opening_reads_each_byte_about_once) {
+    int kind, i;
+    for (kind = 0; kind < 3; kind++) {
+        opc__store *s = fresh(&disk);
+        fd_file *file;
+        size_t k;
+        for (i = 0; i < 300; i++) {
+            (void)put(s, (uint8_t)i, kind == 0 ? 10 : 16000, NULL);
+            if (i % 7 == 0) flush(s);
+        }
+        CHECK_EQ(s->c->write(s), OPCOMMS_OK);
+        log_abandon(s);
+        file = log_file(&disk);
+        if (kind == 2) { /* a torn tail full of beginnings of batches */
+            static uint8_t tail[3000000];
+            size_t size = file->size;
+            for (k = 0; k + 48 <= sizeof tail; k += 48) {
+                memcpy(tail + k, "OPCB", 4);
+                opc__buf_put32(tail + k + 4, 1000000);
+                opc__buf_put64(tail + k + 16, size + k);
+            }
+            fd_apply(&file->cache, &file->size, &file->cap, tail, size, sizeof tail);
+            fd_sync_file(file);
+        }
+        disk.bytes_read = 0;
+        k = file->size;
+        CHECK_EQ(log_open(&disk, &s, &f, &err), OPCOMMS_OK);
+        CHECK_EQ(f.count, 300);
+        CHECK(disk.bytes_read < k * 2 + 300 * 200 + 8192);
+        log_abandon(s);
+    }
+}
+
 int main(void) {
     pool_init();
     fd_init(&disk, 1);
@@ -316,6 +851,19 @@ int main(void) {
     RUN(a_creation_that_was_cut_short_is_made_again_and_nothing_else_is_overwritten);
     RUN(weaker_modes_never_use_a_number_twice_whatever_was_lost);
     RUN(the_directory_is_synced_again_when_the_creation_may_not_have_come_so_far);
+    RUN(the_file_can_be_read_from_the_manual_alone);
+    RUN(what_the_library_finds_is_what_the_manual_says_is_there);
+    RUN(a_log_of_format_1_0_is_still_written_byte_for_byte_and_read);
+    RUN(operations_of_a_newer_minor_version_are_skipped_and_kept_or_refused_when_they_must_be_known);
+    RUN(a_checkpoint_says_which_numbers_are_used);
+    RUN(a_valid_batch_that_makes_no_sense_is_refused_not_cut);
+    RUN(a_log_cut_at_any_byte_opens_with_every_whole_batch_or_is_refused_below_the_last_sync);
+    RUN(any_flipped_bit_is_found_below_the_last_sync_refused_with_its_place_above_it_cut);
+    RUN(blocks_swapped_doubled_or_zeroed_are_never_taken_for_a_log);
+    RUN(a_header_of_zeros_in_front_of_a_log_is_damage);
+    RUN(a_log_whose_content_is_gone_is_not_opened_as_empty_once_it_was_opened_with_it);
+    RUN(a_batch_forged_inside_a_payload_never_counts);
+    RUN(opening_reads_each_byte_about_once);
     fd_free(&disk);
     fd_free(&copy);
     pool_end();
