@@ -7449,7 +7449,7 @@ OPC__FN opcomms_err opc__list_save(opc__list *l, int routes, const char *path,
         } else if (r->ip.family != 0) {
             opc__id_address_format(&r->ip, 0, ip);
             opc__list_put(&t, " ", 1);
-            opc__list_put(&t, ip, strlen(ip));
+            opc__list_quote(&t, ip, strlen(ip)); /* 1:: is no plain text in YAML */
         } else {
             opc__list_put(&t, " null", 5);
         }

@@ -172,9 +172,34 @@ TEST(a_list_saved_and_loaded_is_the_same) {
     opcomms_routing_table_release(u);
 }
 
+TEST(an_address_that_ends_in_colons_survives_saving) {
+    static const char *const ip[] = {"::", "1::", "fe80:1::", "::1", "1.2.3.4"};
+    const char *h1 = "6a3bdd7f625c39fcca1c74c225a8073b3510ebc82803aa972070995c7296445f";
+    char path[] = "/tmp/opcomms-test-XXXXXX";
+    int fd = mkstemp(path);
+    size_t i;
+    CHECK(fd >= 0);
+    close(fd);
+    for (i = 0; i < sizeof ip / sizeof ip[0]; i++) {
+        opcomms_allow_list *l = NULL, *m = NULL;
+        opcomms_error err;
+        CHECK_EQ(opcomms_allow_list_new(NULL, &l), OPCOMMS_OK);
+        CHECK_EQ(opcomms_allow_list_new(NULL, &m), OPCOMMS_OK);
+        CHECK_EQ(opcomms_allow_list_add(l, h1, ip[i]), OPCOMMS_OK);
+        CHECK_EQ(opcomms_allow_list_save(l, path, &err), OPCOMMS_OK);
+        CHECK_EQ(opcomms_allow_list_load(m, path, &err), OPCOMMS_OK);
+        CHECK(opcomms_allow_list_is_allowed(m, h1, ip[i]));
+        CHECK(!opcomms_allow_list_is_allowed(m, h1, "9.9.9.9"));
+        opcomms_allow_list_release(l);
+        opcomms_allow_list_release(m);
+    }
+    unlink(path);
+}
+
 int main(void) {
     RUN(yaml_files_get_the_verdicts_of_the_reference);
     RUN(identifiers_follow_both_grammars);
     RUN(a_list_saved_and_loaded_is_the_same);
+    RUN(an_address_that_ends_in_colons_survives_saving);
     return test_end();
 }
