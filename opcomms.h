@@ -4962,8 +4962,8 @@ typedef struct opc__tls_ctx {
 
 struct opc__tls;
 
-/* A session that may be resumed (RFC 5246 7.3): what the engine keeps, and for whom. It is made only
-   after both Finished messages, and serves nobody but the key and address it was made with. */
+/* A session that may be resumed (RFC 5246 7.3): what the engine keeps, and for whom. It is made
+   only after both Finished messages, and serves nobody but the key and address it was made with. */
 typedef struct opc__session {
     br_ssl_session_parameters p;
     uint8_t hash[32];
@@ -5265,7 +5265,7 @@ OPC__FN void opc__tls_cache_save(const br_ssl_session_cache_class **ctx, br_ssl_
     slot->until_us = t->now_us + OPC__TLS_SESSION_US;
 }
 
-/* Called by the engine for the session id of a ClientHello. 0: unknown, a full handshake follows. */
+/* Called by the engine for a ClientHello's session id. 0: unknown, a full handshake follows. */
 OPC__FN int opc__tls_cache_load(const br_ssl_session_cache_class **ctx, br_ssl_server_context *sc,
                                 br_ssl_session_parameters *params) {
     opc__tls *t = ((opc__tls_cache *)(void *)ctx)->owner;
@@ -5780,7 +5780,7 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
    that a payload which contains a forged batch never checks: the salt never leaves the file.
    CRC-32C: RFC 3720 B.4; to begin with the CRC of something is to go on as if that came before.
 
-   Header, 4 096 bytes: two slots, at 0 and at 2 048, written in turn: sequence n lies in slot n & 1.
+   Header, 4 096 bytes: two slots, at 0 and 2 048, written in turn: sequence n lies in slot n & 1.
    The valid slot of higher sequence counts. The rest is zero.
        0  "OPCLOG\r\n"                       80  salt, 32 random bytes
        8  major 1, minor 0: 2 + 2 bytes     112  number floor: 8
@@ -5810,7 +5810,7 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
 
    Operation: type 1, zero 3, body length 4, body.
        1 message   from 32, from_id 1, dest_id 1, flags 1 (1: text), zero 1, dest length 4 (at most
-                   1 024), number 8, bytes 8, wire bytes 8, time 8 (seconds since 1970), fragments 4,
+                   1 024), number 8, bytes 8, wire bytes 8, time 8 (s since 1970), fragments 4,
                    payload CRC 4 (0: no payload here), head CRC 4, then the offsets of the fragments
                    (8 each: where their type byte is), dest, and the payload when there are no
                    fragments. Both CRCs are seeded; the head's covers the body up to the payload,
@@ -5819,12 +5819,12 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
                    16 384. One that no message names belongs to a message that was given up.
        3 acknowledged   number 8 of the message: it is not handed out again
       11 checkpoint     number floor 8 (as in the header), then what newer versions add
-   Reserved: 4 queued, 5 delivered, 6 attempt failed, 7 dead-lettered, 8 dead letter taken, 9 numbers
-   seen from a stream, 10 caller's state. An operation of unknown type up to 127 is skipped and
+   Reserved: 4 queued, 5 delivered, 6 attempt failed, 7 dead-lettered, 8 dead letter taken, 9 stream
+   numbers seen, 10 caller's state. An operation of unknown type up to 127 is skipped and
    kept; above that a reader which does not know it refuses the log. Bodies of types 1 to 3 never
    change. A newer major version is refused.
 
-   Recovery: with D the highest synced_to of any valid batch, also of batches behind a bad place, and
+   Recovery: with D the highest synced_to of any valid batch, also of those behind a bad place, and
    of the header, a bad place below D is damage: OPCOMMS_E_LOG_DAMAGED with its offset, and the file
    stays as it is. At or above D it is a torn tail: cut there; what is kept from above D is written
    and synced again before any of it is shown. A batch whose open counter is lower than that of the
@@ -6468,7 +6468,9 @@ OPC__FN opcomms_err opc__log_header(opc__log *l, opc__log_scan *c, const uint8_t
     if (opc__buf_be16(slot + 8) != 1) {
         return opc__err_set(err, OPCOMMS_E_LOG_VERSION, 0, "a newer version wrote it");
     }
-    if (!opc__str_equal_ct(slot + 48, key, 32)) return opc__err_set(err, OPCOMMS_E_LOG_KEY, 0, NULL);
+    if (!opc__str_equal_ct(slot + 48, key, 32)) {
+        return opc__err_set(err, OPCOMMS_E_LOG_KEY, 0, NULL);
+    }
     for (i = 128; i < 140; i++) {
         if (slot[i] != 0) return opc__err_set(err, OPCOMMS_E_LOG_VERSION, 0, "it is encrypted");
     }
@@ -8688,7 +8690,7 @@ OPC__FN uint32_t opc__mailbox_by_uid(const opc__mailbox *m, uint32_t box, uint64
 #define OPC__NODE_STOP_US 2000000u  /* how long a stop waits for work under way */
 #define OPC__NODE_MESSAGES 64u      /* messages handed out at once */
 #define OPC__NODE_LOG_LINES 8u
-#define OPC__LINK_SILENT_US 2000000u /* silence after which a call that gives up ends the connection */
+#define OPC__LINK_SILENT_US 2000000u /* after which a call that gives up ends the connection */
 
 /* An accepted connection. */
 typedef struct opc__slot {
@@ -9809,7 +9811,8 @@ OPC__FN size_t opc__node_pollset(opcomms_peer *p, int32_t *timeout_ms) {
         p->fds_slot[n++] = s;
     }
     for (i = 0; i < p->links_count; i++) {
-        opc__node_until(&wait_ms, now, (p->links[i]->refs > 0 ? now : p->links[i]->used_us) + idle_us);
+        const opc__link *l = p->links[i];
+        opc__node_until(&wait_ms, now, (l->refs > 0 ? now : l->used_us) + idle_us);
     }
     if (p->cfg.durability == OPCOMMS_DURABLE_INTERVAL &&
         p->store->c->durable(p->store) < p->store->c->end(p->store)) {

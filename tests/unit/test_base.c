@@ -161,7 +161,8 @@ TEST(every_error_has_its_own_text_and_a_severity) {
         CHECK(opcomms_err_severity((opcomms_err)code) >= 0);
         CHECK(opcomms_err_severity((opcomms_err)code) <= 3);
         for (other = 0; other > code; other--) {
-            CHECK(strcmp(opcomms_err_text((opcomms_err)code), opcomms_err_text((opcomms_err)other)) != 0);
+            CHECK(strcmp(opcomms_err_text((opcomms_err)code),
+                         opcomms_err_text((opcomms_err)other)) != 0);
         }
     }
     CHECK_STR(opcomms_err_text(OPCOMMS_E_LAST_), "unknown error");
@@ -528,8 +529,8 @@ TEST(reads_and_writes_are_at_offsets_and_end_short_at_the_end_of_the_file) {
 static opcomms_platform weird;
 static int weird_read_step, weird_write_step, weird_fail_sync, weird_fail_rename, weird_shrink;
 
-static opcomms_err weird_read(void *user, intptr_t f, uint64_t at, void *buf, size_t len, size_t *got,
-                              int *os) {
+static opcomms_err weird_read(void *user, intptr_t f, uint64_t at, void *buf, size_t len,
+                              size_t *got, int *os) {
     if (weird_shrink) {
         *got = 0;
         return OPCOMMS_OK;
@@ -714,7 +715,8 @@ static int sockets_open(sockets *s, int family) {
     if (plat->tcp_connect(NULL, &s->bound, &s->client, &os) != OPCOMMS_OK) return 0;
     fd.handle = s->client;
     fd.events = OPCOMMS_POLL_OUT;
-    if (plat->wait(NULL, &fd, 1, 5000, &os) != OPCOMMS_OK || !(fd.revents & OPCOMMS_POLL_OUT)) return 0;
+    if (plat->wait(NULL, &fd, 1, 5000, &os) != OPCOMMS_OK || !(fd.revents & OPCOMMS_POLL_OUT))
+        return 0;
     if (plat->tcp_connected(NULL, s->client, &os) != OPCOMMS_OK) return 0;
     fd.handle = s->listener;
     fd.events = OPCOMMS_POLL_IN;
@@ -737,8 +739,9 @@ TEST(every_descriptor_is_closed_on_exec_never_blocks_and_sends_at_once) {
     memset(&s, 0, sizeof s);
     CHECK(sockets_open(&s, 4));
     CHECK_EQ(plat->wake_open(NULL, wake, &os), OPCOMMS_OK);
-    CHECK_EQ(plat->file_open(NULL, dir, "flags", OPCOMMS_FILE_WRITE | OPCOMMS_FILE_CREATE, &file, &os),
-             OPCOMMS_OK);
+    CHECK_EQ(
+        plat->file_open(NULL, dir, "flags", OPCOMMS_FILE_WRITE | OPCOMMS_FILE_CREATE, &file, &os),
+        OPCOMMS_OK);
     CHECK_EQ(plat->dir_open(NULL, dir_path, &d, &os), OPCOMMS_OK);
     fds[0] = (int)s.listener;
     fds[1] = (int)s.client;

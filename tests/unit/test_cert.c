@@ -1,4 +1,5 @@
-/* Certificates: our leaf by the rules of PROTOCOL 3.1, openssl's opinion of it, hashes of others. */
+/* Certificates: our leaf by the rules of PROTOCOL 3.1, openssl's opinion of it, hashes of others.
+ */
 #define OPCOMMS_IMPLEMENTATION
 #include "opcomms.h"
 #include "test.h"
@@ -44,12 +45,18 @@ typedef struct pair {
 } pair;
 
 static const pair pairs[] = {
-    {"certs/rsa_1.key", NULL},         {"certs/p256_1.key", NULL},
-    {"certs/p384_1.key", NULL},        {KEYS "rsa3072.key", NULL},
-    {KEYS "rsa4096.key", NULL},        {"certs/rsa_1.key", "certs/own_ca.key"},
-    {"certs/p256_1.key", "certs/own_ca.key"}, {"certs/p384_1.key", "certs/own_ca.key"},
-    {"certs/rsa_1.key", "certs/p256_2.key"},  {"certs/p256_1.key", "certs/p256_2.key"},
-    {"certs/p256_1.key", "certs/p384_1.key"}, {KEYS "rsa4096.key", KEYS "rsa4096.key"},
+    {"certs/rsa_1.key", NULL},
+    {"certs/p256_1.key", NULL},
+    {"certs/p384_1.key", NULL},
+    {KEYS "rsa3072.key", NULL},
+    {KEYS "rsa4096.key", NULL},
+    {"certs/rsa_1.key", "certs/own_ca.key"},
+    {"certs/p256_1.key", "certs/own_ca.key"},
+    {"certs/p384_1.key", "certs/own_ca.key"},
+    {"certs/rsa_1.key", "certs/p256_2.key"},
+    {"certs/p256_1.key", "certs/p256_2.key"},
+    {"certs/p256_1.key", "certs/p384_1.key"},
+    {KEYS "rsa4096.key", KEYS "rsa4096.key"},
 };
 #define PAIRS (sizeof pairs / sizeof pairs[0])
 
@@ -66,8 +73,8 @@ static void load_key(const char *path, opc__key *k) {
 /* ---- the leaf, field by field ---- */
 
 static void check_signature_algorithm(const opc__rd *el, int rsa) {
-    static const uint8_t rsa_alg[] = {0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d,
-                                      0x01, 0x01, 0x0b, 0x05, 0x00};
+    static const uint8_t rsa_alg[] = {0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7,
+                                      0x0d, 0x01, 0x01, 0x0b, 0x05, 0x00};
     static const uint8_t ec_alg[] = {0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02};
     CHECK(rsa ? opc__der_is(el, rsa_alg, sizeof rsa_alg) : opc__der_is(el, ec_alg, sizeof ec_alg));
 }
@@ -77,19 +84,19 @@ static void check_serial(const opc__rd *el, const uint8_t raw[32]) {
     size_t n = opc__rd_left(el), skip;
     memcpy(want, raw, 20);
     want[0] &= 0x7f;
-    CHECK(n >= 1 && n <= 20);        /* RFC 5280 4.1.2.2: at most 20 octets */
-    CHECK(!(el->p[0] & 0x80));       /* and positive */
+    CHECK(n >= 1 && n <= 20);  /* RFC 5280 4.1.2.2: at most 20 octets */
+    CHECK(!(el->p[0] & 0x80)); /* and positive */
     for (skip = 0; skip < 19 && want[skip] == 0 && !(want[skip + 1] & 0x80); skip++) continue;
     CHECK(opc__der_is(el, want + skip, 20 - skip)); /* of the public key, as the reference does */
 }
 
 static void check_leaf(const uint8_t *der, size_t len, const opc__key *k, int rsa_ca) {
-    static const uint8_t dates[] = {0x17, 0x0d, '7', '5', '0', '1', '0', '1', '0', '0', '0', '0',
-                                    '0',  '0',  'Z', 0x18, 0x0f, '4', '0', '9', '6', '0', '1', '0',
-                                    '1',  '0',  '0', '0',  '0',  '0', '0', 'Z'};
+    static const uint8_t dates[] = {0x17, 0x0d, '7', '5', '0',  '1',  '0', '1', '0', '0', '0',
+                                    '0',  '0',  '0', 'Z', 0x18, 0x0f, '4', '0', '9', '6', '0',
+                                    '1',  '0',  '1', '0', '0',  '0',  '0', '0', '0', 'Z'};
     static const uint8_t san_oid[] = {0x55, 0x1d, 0x11};
-    static const uint8_t san[] = {0x30, 0x11, 0x82, 0x09, 'l', 'o', 'c', 'a', 'l', 'h',
-                                  'o',  's',  't',  0x87, 0x04, 127, 0, 0, 1};
+    static const uint8_t san[] = {0x30, 0x11, 0x82, 0x09, 'l',  'o', 'c', 'a', 'l', 'h',
+                                  'o',  's',  't',  0x87, 0x04, 127, 0,   0,   1};
     opc__rd r, cert, tbs, el, in;
     unsigned tag = 0;
     uint8_t spki[OPC__KEY_SPKI_MAX], raw[32];
@@ -156,13 +163,15 @@ TEST(the_serial_comes_from_the_public_key_as_in_the_reference_s_leaf) {
         int f;
         uint8_t raw[32];
         opc__rd_init(&r, der, len);
-        CHECK(opc__der_expect(&r, OPC__DER_SEQ, &cert) && opc__der_expect(&cert, OPC__DER_SEQ, &tbs));
+        CHECK(opc__der_expect(&r, OPC__DER_SEQ, &cert) &&
+              opc__der_expect(&cert, OPC__DER_SEQ, &tbs));
         CHECK(opc__der_expect(&tbs, 0xa0, &el));
         CHECK(opc__der_expect(&tbs, OPC__DER_INT, &el));
         {
             opc__rd serial = el;
             for (f = 0; f < 4; f++) CHECK(opc__der_expect(&tbs, OPC__DER_SEQ, &el));
-            CHECK(opc__der_expect(&tbs, OPC__DER_SEQ, &spki) && opc__der_expect(&spki, OPC__DER_SEQ, &el));
+            CHECK(opc__der_expect(&tbs, OPC__DER_SEQ, &spki) &&
+                  opc__der_expect(&spki, OPC__DER_SEQ, &el));
             CHECK(opc__der_expect(&spki, OPC__DER_BITS, &bits));
             opc__key_sha256(bits.p + 1, opc__rd_left(&bits) - 1, raw);
             check_serial(&serial, raw);
@@ -184,7 +193,8 @@ TEST(the_well_known_ca_s_certificate_is_the_reference_s_byte_for_byte) {
         uint8_t bin[32];
         opc__key_hash(&ca, bin);
         opc__str_hash_write(bin, hash);
-        CHECK_EQ(opcomms_get_pubk_hash_from_privk(CERTS "builtin_ca.key", from_file, NULL), OPCOMMS_OK);
+        CHECK_EQ(opcomms_get_pubk_hash_from_privk(CERTS "builtin_ca.key", from_file, NULL),
+                 OPCOMMS_OK);
         CHECK_STR(hash, from_file);
     }
 }
@@ -201,12 +211,14 @@ TEST(openssl_verifies_every_leaf_under_its_ca) {
         CHECK_EQ(opcomms_make_ca_cert(pairs[i].ca, ca, sizeof ca, &ca_len, NULL), OPCOMMS_OK);
         save("leaf.pem", leaf, leaf_len, leaf_path);
         save("ca.pem", ca, ca_len, ca_path);
-        snprintf(command, sizeof command,
-                 "openssl verify -check_ss_sig -no-CApath -no-CAstore -CAfile %s -purpose sslserver "
-                 "-verify_hostname localhost %s 2>&1 && openssl verify -no-CApath -no-CAstore "
-                 "-CAfile %s -purpose sslclient -verify_ip 127.0.0.1 %s 2>&1",
-                 ca_path, leaf_path, ca_path, leaf_path);
-        if (!ask(command, out, sizeof out)) printf("%s under %s: %s\n", pairs[i].key, pairs[i].ca, out);
+        snprintf(
+            command, sizeof command,
+            "openssl verify -check_ss_sig -no-CApath -no-CAstore -CAfile %s -purpose sslserver "
+            "-verify_hostname localhost %s 2>&1 && openssl verify -no-CApath -no-CAstore "
+            "-CAfile %s -purpose sslclient -verify_ip 127.0.0.1 %s 2>&1",
+            ca_path, leaf_path, ca_path, leaf_path);
+        if (!ask(command, out, sizeof out))
+            printf("%s under %s: %s\n", pairs[i].key, pairs[i].ca, out);
         CHECK(ask(command, out, sizeof out));
         /* A CA with the same name and another key is not the issuer. */
         CHECK_EQ(opcomms_make_ca_cert("certs/rsa_2.key", ca, sizeof ca, &ca_len, NULL), OPCOMMS_OK);
@@ -220,14 +232,16 @@ TEST(openssl_and_we_agree_on_the_hash_in_our_own_certificates) {
     for (i = 0; i < PAIRS; i++) {
         char leaf[4096], path[128], command[512], out[256], hash[65] = "", key_hash[65] = "";
         size_t len = 0;
-        CHECK_EQ(opcomms_make_cert(pairs[i].key, pairs[i].ca, leaf, sizeof leaf, &len, NULL), OPCOMMS_OK);
+        CHECK_EQ(opcomms_make_cert(pairs[i].key, pairs[i].ca, leaf, sizeof leaf, &len, NULL),
+                 OPCOMMS_OK);
         save("leaf.pem", leaf, len, path);
         CHECK_EQ(opcomms_pubk_hash_from_cert_file(path, hash, NULL), OPCOMMS_OK);
         CHECK_EQ(opcomms_get_pubk_hash_from_privk(pairs[i].key, key_hash, NULL), OPCOMMS_OK);
         CHECK_STR(hash, key_hash);
         snprintf(command, sizeof command,
                  "openssl x509 -in %s -noout -pubkey | openssl pkey -pubin -outform DER | "
-                 "openssl sha256 | sed 's/.*= //'", path);
+                 "openssl sha256 | sed 's/.*= //'",
+                 path);
         CHECK(ask(command, out, sizeof out));
         CHECK(strncmp(out, hash, 64) == 0);
     }
@@ -276,7 +290,8 @@ TEST(what_is_no_certificate_file_says_why) {
 }
 
 TEST(a_certificate_cut_off_at_any_byte_is_refused_and_a_changed_one_never_crashes) {
-    static const char *const files[] = {CERTS "reference_rsa.der", CERTS "p256.der", CERTS "v1.der"};
+    static const char *const files[] = {CERTS "reference_rsa.der", CERTS "p256.der",
+                                        CERTS "v1.der"};
     size_t i, n, bit;
     for (i = 0; i < 3; i++) {
         uint8_t der[2048], hash[32];
@@ -316,10 +331,10 @@ TEST(der_lengths_are_definite_and_minimal) {
              {"\x04\x01", 2, 0},
              {"\x04", 1, 0},
              {"", 0, 0},
-             {"\x04\x80", 2, 0},             /* indefinite */
-             {"\x04\x81\x01x", 4, 0},        /* long form of a short length */
+             {"\x04\x80", 2, 0},      /* indefinite */
+             {"\x04\x81\x01x", 4, 0}, /* long form of a short length */
              {"\x04\x81\x7f", 3, 0},
-             {"\x04\x82\x00\x80", 4, 0},     /* leading zero */
+             {"\x04\x82\x00\x80", 4, 0}, /* leading zero */
              {"\x04\x83\x00\x01\x00", 5, 0},
              {"\x04\x84\x00\x00\x01\x00", 6, 0},
              {"\x04\xff", 2, 0},
@@ -370,9 +385,12 @@ TEST(der_integers_are_minimal_and_never_negative) {
         size_t n;
         const char *out;
         size_t m;
-    } t[] = {{"", 0, "\x02\x01\x00", 3},         {"\x00", 1, "\x02\x01\x00", 3},
-             {"\x7f", 1, "\x02\x01\x7f", 3},     {"\x80", 1, "\x02\x02\x00\x80", 4},
-             {"\x00\x00\x80", 3, "\x02\x02\x00\x80", 4}, {"\x01\x00", 2, "\x02\x02\x01\x00", 4}};
+    } t[] = {{"", 0, "\x02\x01\x00", 3},
+             {"\x00", 1, "\x02\x01\x00", 3},
+             {"\x7f", 1, "\x02\x01\x7f", 3},
+             {"\x80", 1, "\x02\x02\x00\x80", 4},
+             {"\x00\x00\x80", 3, "\x02\x02\x00\x80", 4},
+             {"\x01\x00", 2, "\x02\x02\x01\x00", 4}};
     size_t i;
     for (i = 0; i < sizeof t / sizeof t[0]; i++) {
         uint8_t buf[16];

@@ -32,9 +32,10 @@ TEST(frame_lengths_from_1_to_8_mib_pass_and_no_other) {
     static const struct {
         uint32_t len;
         int ok;
-    } t[] = {{0, 0},         {1, 1},           {2, 1},           {255, 1},        {256, 1},
-             {65536, 1},     {8388607u, 1},    {8388608u, 1},    {8388609u, 0},   {0x01000000u, 0},
-             {0x7fffffffu, 0}, {0x80000000u, 0}, {0xffffffffu, 0}, {0x7b22526eu, 0} /* {"Rn */};
+    } t[] = {{0, 0},           {1, 1},           {2, 1},           {255, 1},
+             {256, 1},         {65536, 1},       {8388607u, 1},    {8388608u, 1},
+             {8388609u, 0},    {0x01000000u, 0}, {0x7fffffffu, 0}, {0x80000000u, 0},
+             {0xffffffffu, 0}, {0x7b22526eu, 0} /* {"Rn */};
     size_t i, step;
     CHECK_EQ(OPCOMMS_MAX_FRAME, 8388608);
     for (i = 0; i < sizeof t / sizeof t[0]; i++) {
@@ -72,7 +73,8 @@ TEST(a_long_frame_ends_the_connection_at_its_fourth_byte_before_anything_is_allo
 /* ---- json ---- */
 
 /* The tokens of a document as text; pieces of one string are joined, so that cuts do not show. */
-static int trace(const uint8_t *p, size_t n, const size_t *cuts, size_t cut_count, char *out, size_t cap) {
+static int trace(const uint8_t *p, size_t n, const size_t *cuts, size_t cut_count, char *out,
+                 size_t cap) {
     static const char names[] = "?{}[]\"p\"ntfz"; /* by kind; OPC__JSON_MORE first */
     opc__json j;
     size_t have = 0, i, at = 0;
@@ -111,22 +113,88 @@ static int trace(const uint8_t *p, size_t n, const size_t *cuts, size_t cut_coun
 }
 
 static const char *const documents[] = {
-    "{}", "[]", "\"\"", "null", "[true,false,null]", " [ 1 , 2 ] ", "{\"a\":{\"b\":[{},[],\"\"]}}",
+    "{}",
+    "[]",
+    "\"\"",
+    "null",
+    "[true,false,null]",
+    " [ 1 , 2 ] ",
+    "{\"a\":{\"b\":[{},[],\"\"]}}",
     "[0,-0,1,10,1.5,-1.5e10,1E+2,1e-2,0.0,18446744073709551615,18446744073709551616]",
     "[\"\\\"\\\\\\/\\b\\f\\n\\r\\t\\u0041\\u00e9\\u20ac\\uD83D\\uDE00\\u0000\"]",
     "{\"k\\u0065y\":\"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80\x7f\",\"k\":1}",
     "\t{\r\n\"a\" : [ ] }\n",
 };
 static const char *const broken[] = {
-    "", " ", "{", "[", "\"", "tru", "nul", "{\"a\"}", "{\"a\":}", "{a:1}", "{\"a\":1,}", "[1,]", "[,1]",
-    "[1 2]", "{\"a\" 1}", "{1:2}", "]", "}", "[}", "{]", "[1]]", "[] []", "[],", "trux", "True", "nan",
-    "[01]", "[-]", "[1.]", "[.5]", "[1e]", "[1e+]", "[+1]", "[-01]", "[0x1]", "[1.e1]", "[00]", "[--1]",
-    "[\"\\x\"]", "[\"\\u12g4\"]", "[\"\\uD800\"]", "[\"\\uDC00\"]", "[\"\\uD800\\uD800\"]",
-    "[\"\\uD800x\"]", "[\"\\uD800\\n\"]", "[\"\\uDE00\\uD83D\"]", "[\"\x01\"]", "[\"\n\"]", "[\"\t\"]",
-    "[\"\x1f\"]", "[\"\x80\"]", "[\"\xc3\"]", "[\"\xc0\xaf\"]", "[\"\xe0\x80\xaf\"]", "[\"\xed\xa0\x80\"]",
-    "[\"\xf4\x90\x80\x80\"]", "[\"\xf8\x88\x80\x80\x80\"]", "[\"\xff\"]", "[\"\xe2\x82\"]", "['a']",
-    "\xef\xbb\xbf[]", "[]\f", "\v[]", "[1]//x", "[\"a\" \"b\"]", "{\"a\":1 \"b\":2}", "\"\\ud83d\\u\"",
-    "{\"\xff\":1}", "{\"\\ud800\":1}",
+    "",
+    " ",
+    "{",
+    "[",
+    "\"",
+    "tru",
+    "nul",
+    "{\"a\"}",
+    "{\"a\":}",
+    "{a:1}",
+    "{\"a\":1,}",
+    "[1,]",
+    "[,1]",
+    "[1 2]",
+    "{\"a\" 1}",
+    "{1:2}",
+    "]",
+    "}",
+    "[}",
+    "{]",
+    "[1]]",
+    "[] []",
+    "[],",
+    "trux",
+    "True",
+    "nan",
+    "[01]",
+    "[-]",
+    "[1.]",
+    "[.5]",
+    "[1e]",
+    "[1e+]",
+    "[+1]",
+    "[-01]",
+    "[0x1]",
+    "[1.e1]",
+    "[00]",
+    "[--1]",
+    "[\"\\x\"]",
+    "[\"\\u12g4\"]",
+    "[\"\\uD800\"]",
+    "[\"\\uDC00\"]",
+    "[\"\\uD800\\uD800\"]",
+    "[\"\\uD800x\"]",
+    "[\"\\uD800\\n\"]",
+    "[\"\\uDE00\\uD83D\"]",
+    "[\"\x01\"]",
+    "[\"\n\"]",
+    "[\"\t\"]",
+    "[\"\x1f\"]",
+    "[\"\x80\"]",
+    "[\"\xc3\"]",
+    "[\"\xc0\xaf\"]",
+    "[\"\xe0\x80\xaf\"]",
+    "[\"\xed\xa0\x80\"]",
+    "[\"\xf4\x90\x80\x80\"]",
+    "[\"\xf8\x88\x80\x80\x80\"]",
+    "[\"\xff\"]",
+    "[\"\xe2\x82\"]",
+    "['a']",
+    "\xef\xbb\xbf[]",
+    "[]\f",
+    "\v[]",
+    "[1]//x",
+    "[\"a\" \"b\"]",
+    "{\"a\":1 \"b\":2}",
+    "\"\\ud83d\\u\"",
+    "{\"\xff\":1}",
+    "{\"\\ud800\":1}",
 };
 
 TEST(json_gives_the_same_tokens_however_the_input_is_cut) {
@@ -236,14 +304,16 @@ TEST(a_byte_array_is_canonical_or_it_is_text_and_nothing_of_it_is_lost) {
     static const struct {
         const char *text;
         int canonical;
-    } t[] = {{"[]", 1},          {"[0]", 1},        {"[255]", 1},     {"[65,122,195]", 1}, {"[0,0,0]", 1},
-             {"[256]", 0},       {"[00]", 0},       {"[01]", 0},      {"[1,]", 0},         {"[,1]", 0},
-             {"[1 ]", 0},        {"[ 1]", 0},       {" [1]", 0},      {"[1] ", 0},         {"[1]]", 0},
-             {"[1,2", 0},        {"[1,2,", 0},      {"[1,25", 0},     {"[", 0},            {"", 0},
-             {"]", 0},           {"x", 0},          {"[1,2,x]", 0},   {"[1,2,-3]", 0},     {"[1.0]", 0},
-             {"[999]", 0},       {"[2555]", 0},     {"[25,256]", 0},  {"{}", 0},           {"[[1]]", 0},
-             {"[1,02]", 0},      {"[1,\t2]", 0},    {"[100,10,1", 0}, {"[12,", 0},         {"[]x", 0},
-             {"[1]x", 0},        {"[65,122,195", 0}};
+    } t[] = {{"[]", 1},         {"[0]", 1},   {"[255]", 1},   {"[65,122,195]", 1},
+             {"[0,0,0]", 1},    {"[256]", 0}, {"[00]", 0},    {"[01]", 0},
+             {"[1,]", 0},       {"[,1]", 0},  {"[1 ]", 0},    {"[ 1]", 0},
+             {" [1]", 0},       {"[1] ", 0},  {"[1]]", 0},    {"[1,2", 0},
+             {"[1,2,", 0},      {"[1,25", 0}, {"[", 0},       {"", 0},
+             {"]", 0},          {"x", 0},     {"[1,2,x]", 0}, {"[1,2,-3]", 0},
+             {"[1.0]", 0},      {"[999]", 0}, {"[2555]", 0},  {"[25,256]", 0},
+             {"{}", 0},         {"[[1]]", 0}, {"[1,02]", 0},  {"[1,\t2]", 0},
+             {"[100,10,1", 0},  {"[12,", 0},  {"[]x", 0},     {"[1]x", 0},
+             {"[65,122,195", 0}};
     size_t i, step;
     for (i = 0; i < sizeof t / sizeof t[0]; i++) {
         size_t n = strlen(t[i].text);
@@ -320,7 +390,8 @@ TEST(text_is_escaped_exactly_as_serde_json_does_with_any_room) {
         int end = 0;
         opc__render_init(&r, OPC__RENDER_TEXT);
         while (at < n) {
-            opc__render_feed(&r, (const uint8_t *)in + at, n - at, &used, (uint8_t *)out + len, cap, &put);
+            opc__render_feed(&r, (const uint8_t *)in + at, n - at, &used, (uint8_t *)out + len, cap,
+                             &put);
             at += used;
             len += put;
         }
@@ -363,7 +434,8 @@ static opcomms_err sink_take(void *user, const uint8_t *p, size_t n) {
 }
 
 /* `step` bytes at a time, each in memory of its own. */
-static opcomms_err parse(const char *doc, size_t n, size_t step, opc__request *out, msg_sink *sink) {
+static opcomms_err parse(const char *doc, size_t n, size_t step, opc__request *out,
+                         msg_sink *sink) {
     static opc__request_parser q;
     const opc__request *r = NULL;
     opcomms_err rc = OPCOMMS_OK;
@@ -390,8 +462,8 @@ static opcomms_err parse(const char *doc, size_t n, size_t step, opc__request *o
 static int same_request(const opc__request *a, const opc__request *b) {
     return a->kind == b->kind && a->id == b->id && a->deadline_ms == b->deadline_ms &&
            a->from_id == b->from_id && a->dest_id == b->dest_id && a->uid == b->uid &&
-           a->dest_len == b->dest_len && a->dest_cut == b->dest_cut && a->msg_bytes == b->msg_bytes &&
-           memcmp(a->dest, b->dest, a->dest_len) == 0;
+           a->dest_len == b->dest_len && a->dest_cut == b->dest_cut &&
+           a->msg_bytes == b->msg_bytes && memcmp(a->dest, b->dest, a->dest_len) == 0;
 }
 
 static int accepts(const char *doc) {
@@ -408,27 +480,31 @@ static int accepts(const char *doc) {
     return rc == OPCOMMS_OK;
 }
 
-#define TAKEN(doc)                                                                    \
-    do {                                                                              \
-        if (!accepts(doc)) {                                                          \
-            test_bad++;                                                               \
-            printf("%s:%d: refused: %s\n", __FILE__, __LINE__, doc);                  \
-        }                                                                             \
+#define TAKEN(doc)                                                   \
+    do {                                                             \
+        if (!accepts(doc)) {                                         \
+            test_bad++;                                              \
+            printf("%s:%d: refused: %s\n", __FILE__, __LINE__, doc); \
+        }                                                            \
     } while (0)
-#define REFUSED(doc)                                                                  \
-    do {                                                                              \
-        if (accepts(doc)) {                                                           \
-            test_bad++;                                                               \
-            printf("%s:%d: taken: %s\n", __FILE__, __LINE__, doc);                    \
-        }                                                                             \
+#define REFUSED(doc)                                               \
+    do {                                                           \
+        if (accepts(doc)) {                                        \
+            test_bad++;                                            \
+            printf("%s:%d: taken: %s\n", __FILE__, __LINE__, doc); \
+        }                                                          \
     } while (0)
 
 TEST(unknown_fields_are_ignored_at_every_level_but_two) {
     TAKEN(IN_CONTEXT(CONTEXT));
-    TAKEN("{\"Request\":{\"x\":{\"y\":[1,{}]},\"context\":" CONTEXT ",\"id\":0,\"message\":{\"Ping\":{}}}}");
-    TAKEN("{\"Request\":{\"x\":1,\"x\":2,\"context\":" CONTEXT ",\"id\":0,\"message\":{\"Ping\":{}}}}");
-    TAKEN(IN_CONTEXT("{\"x\":\"y\",\"deadline\":{\"secs\":9,\"nanos\":5},\"trace_context\":" TRACE "}"));
-    TAKEN(IN_TRACE("{\"x\":null,\"trace_id\":" Z16 ",\"span_id\":1,\"sampling_decision\":\"Sampled\"}"));
+    TAKEN("{\"Request\":{\"x\":{\"y\":[1,{}]},\"context\":" CONTEXT
+          ",\"id\":0,\"message\":{\"Ping\":{}}}}");
+    TAKEN("{\"Request\":{\"x\":1,\"x\":2,\"context\":" CONTEXT
+          ",\"id\":0,\"message\":{\"Ping\":{}}}}");
+    TAKEN(IN_CONTEXT("{\"x\":\"y\",\"deadline\":{\"secs\":9,\"nanos\":5},\"trace_context\":" TRACE
+                     "}"));
+    TAKEN(IN_TRACE("{\"x\":null,\"trace_id\":" Z16
+                   ",\"span_id\":1,\"sampling_decision\":\"Sampled\"}"));
     TAKEN(SEND("{\"x\":-1.5e3,\"from_id\":0,\"dest\":" DEST ",\"msg\":\"\"}"));
     TAKEN(SEND("{\"from_id\":0,\"dest\":{\"x\":1,\"pubkey_hash\":\"ab\",\"id\":0},\"msg\":\"\"}"));
     TAKEN(CALL("{\"Get\":{\"dest_id\":0,\"x\":{}}}"));
@@ -469,10 +545,14 @@ TEST(an_enum_has_exactly_one_key) {
 
 TEST(a_unit_variant_is_a_name_or_a_name_with_null) {
     TAKEN(IN_TRACE("{\"trace_id\":" Z16 ",\"span_id\":1,\"sampling_decision\":\"Sampled\"}"));
-    TAKEN(IN_TRACE("{\"trace_id\":" Z16 ",\"span_id\":1,\"sampling_decision\":{\"Sampled\":null}}"));
-    TAKEN(IN_TRACE("{\"trace_id\":" Z16 ",\"span_id\":1,\"sampling_decision\":{\"Unsampled\":null}}"));
-    REFUSED(IN_TRACE("{\"trace_id\":" Z16 ",\"span_id\":1,\"sampling_decision\":{\"Sampled\":{}}}"));
-    REFUSED(IN_TRACE("{\"trace_id\":" Z16 ",\"span_id\":1,\"sampling_decision\":{\"Sampled\":[]}}"));
+    TAKEN(
+        IN_TRACE("{\"trace_id\":" Z16 ",\"span_id\":1,\"sampling_decision\":{\"Sampled\":null}}"));
+    TAKEN(IN_TRACE("{\"trace_id\":" Z16
+                   ",\"span_id\":1,\"sampling_decision\":{\"Unsampled\":null}}"));
+    REFUSED(
+        IN_TRACE("{\"trace_id\":" Z16 ",\"span_id\":1,\"sampling_decision\":{\"Sampled\":{}}}"));
+    REFUSED(
+        IN_TRACE("{\"trace_id\":" Z16 ",\"span_id\":1,\"sampling_decision\":{\"Sampled\":[]}}"));
     REFUSED(IN_TRACE("{\"trace_id\":" Z16 ",\"span_id\":1,\"sampling_decision\":\"sampled\"}"));
     REFUSED(IN_TRACE("{\"trace_id\":" Z16 ",\"span_id\":1,\"sampling_decision\":\"Maybe\"}"));
     REFUSED(IN_TRACE("{\"trace_id\":" Z16 ",\"span_id\":1,\"sampling_decision\":null}"));
@@ -507,7 +587,8 @@ TEST(every_field_but_two_is_required_once) {
     REFUSED("{\"Request\":{\"id\":0,\"context\":" CONTEXT ",\"id\":0,\"message\":{\"Ping\":{}}}}");
     REFUSED(SEND("{\"from_id\":0,\"dest\":" DEST ",\"msg\":\"a\",\"msg\":\"a\"}"));
     REFUSED(IN_CONTEXT(DEADLINE("{\"secs\":9,\"secs\":9,\"nanos\":5}")));
-    REFUSED(IN_TRACE("{\"span_id\":1,\"trace_id\":" Z16 ",\"span_id\":1,\"sampling_decision\":\"Sampled\"}"));
+    REFUSED(IN_TRACE("{\"span_id\":1,\"trace_id\":" Z16
+                     ",\"span_id\":1,\"sampling_decision\":\"Sampled\"}"));
     REFUSED("{\"Request\":null}");
     REFUSED(IN_CONTEXT("null"));
     REFUSED(IN_TRACE("null"));
@@ -543,14 +624,18 @@ TEST(numbers_are_whole_not_negative_and_in_range) {
     TAKEN(CALL("{\"Ack\":{\"dest_id\":0,\"uid\":18446744073709551615}}"));
     REFUSED(CALL("{\"Ack\":{\"dest_id\":0,\"uid\":-1}}"));
     REFUSED("{\"Cancel\":{\"request_id\":-1}}");
-    TAKEN(IN_TRACE("{\"trace_id\":[255,0,0,0,0,0,0,0,0,0,0,0,0,0,0,1],\"span_id\":18446744073709551615,"
-                   "\"sampling_decision\":\"Sampled\"}"));
-    REFUSED(IN_TRACE("{\"trace_id\":[256,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],\"span_id\":1,"
-                     "\"sampling_decision\":\"Sampled\"}"));
-    REFUSED(IN_TRACE("{\"trace_id\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],\"span_id\":1,"
-                     "\"sampling_decision\":\"Sampled\"}"));
-    REFUSED(IN_TRACE("{\"trace_id\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],\"span_id\":1,"
-                     "\"sampling_decision\":\"Sampled\"}"));
+    TAKEN(IN_TRACE(
+        "{\"trace_id\":[255,0,0,0,0,0,0,0,0,0,0,0,0,0,0,1],\"span_id\":18446744073709551615,"
+        "\"sampling_decision\":\"Sampled\"}"));
+    REFUSED(
+        IN_TRACE("{\"trace_id\":[256,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],\"span_id\":1,"
+                 "\"sampling_decision\":\"Sampled\"}"));
+    REFUSED(
+        IN_TRACE("{\"trace_id\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],\"span_id\":1,"
+                 "\"sampling_decision\":\"Sampled\"}"));
+    REFUSED(
+        IN_TRACE("{\"trace_id\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],\"span_id\":1,"
+                 "\"sampling_decision\":\"Sampled\"}"));
     REFUSED(IN_TRACE("{\"trace_id\":0,\"span_id\":1,\"sampling_decision\":\"Sampled\"}"));
     REFUSED(IN_TRACE("{\"trace_id\":{},\"span_id\":1,\"sampling_decision\":\"Sampled\"}"));
     REFUSED(IN_TRACE("{\"trace_id\":" Z16 ",\"span_id\":-1,\"sampling_decision\":\"Sampled\"}"));
@@ -576,9 +661,11 @@ TEST(structs_may_be_arrays_of_all_their_fields_in_order) {
 }
 
 TEST(fields_come_in_any_order_with_any_white_space_and_escaped_names) {
-    TAKEN("{\"Request\":{\"message\":{\"Send\":{\"msg\":\"m\",\"dest\":{\"id\":0,\"pubkey_hash\":\"ab\"},"
-          "\"from_id\":0}},\"id\":0,\"context\":{\"trace_context\":" TRACE
-          ",\"deadline\":{\"nanos\":5,\"secs\":9}}}}");
+    TAKEN(
+        "{\"Request\":{\"message\":{\"Send\":{\"msg\":\"m\",\"dest\":{\"id\":0,\"pubkey_hash\":"
+        "\"ab\"},"
+        "\"from_id\":0}},\"id\":0,\"context\":{\"trace_context\":" TRACE
+        ",\"deadline\":{\"nanos\":5,\"secs\":9}}}}");
     TAKEN(" \t\r\n{ \"Cancel\" :\n{ \"request_id\" : 0 } } \n");
     TAKEN("{\"Cancel\":{\"request\\u005fid\":0}}");
     TAKEN("{\"\\u0043ancel\":{\"request_id\":0}}");
@@ -631,8 +718,8 @@ TEST(any_deadline_is_taken_carried_and_clamped) {
     CHECK_EQ(deadline_of(IN_CONTEXT(DEADLINE("{\"secs\":94608000,\"nanos\":0}"))), 94608000000);
     CHECK(deadline_of(IN_CONTEXT(DEADLINE("{\"secs\":9223372036854775807,\"nanos\":0}"))) ==
           OPC__DEADLINE_MAX);
-    CHECK(deadline_of(IN_CONTEXT(DEADLINE("{\"secs\":18446744073709551615,\"nanos\":4294967295}"))) ==
-          OPC__DEADLINE_MAX);
+    CHECK(deadline_of(IN_CONTEXT(DEADLINE(
+              "{\"secs\":18446744073709551615,\"nanos\":4294967295}"))) == OPC__DEADLINE_MAX);
     REFUSED(IN_CONTEXT(DEADLINE("{\"secs\":18446744073709551616,\"nanos\":0}")));
     REFUSED(IN_CONTEXT(DEADLINE("{\"secs\":1,\"nanos\":4294967296}")));
     REFUSED(IN_CONTEXT(DEADLINE("{\"secs\":-1,\"nanos\":0}")));
@@ -659,10 +746,12 @@ TEST(strings_are_decoded_strictly) {
     message_is(MSG("plain"), "plain", 5);
     message_is(MSG("\\\"\\\\\\/\\b\\f\\n\\r\\t"), "\"\\/\b\f\n\r\t", 8);
     message_is(MSG("a\\u0000b"), "a\0b", 3);
-    message_is(MSG("\\u0041\\u00e9\\u00E9\\u20ac\\uFFFF"), "A\xc3\xa9\xc3\xa9\xe2\x82\xac\xef\xbf\xbf", 11);
+    message_is(MSG("\\u0041\\u00e9\\u00E9\\u20ac\\uFFFF"),
+               "A\xc3\xa9\xc3\xa9\xe2\x82\xac\xef\xbf\xbf", 11);
     message_is(MSG("\\ud83d\\ude00\\uD800\\uDC00\\udbff\\udfff"),
                "\xf0\x9f\x98\x80\xf0\x90\x80\x80\xf4\x8f\xbf\xbf", 12);
-    message_is(MSG("\x7f/\xc2\x80\xe2\x80\xa8\xf4\x8f\xbf\xbf"), "\x7f/\xc2\x80\xe2\x80\xa8\xf4\x8f\xbf\xbf", 11);
+    message_is(MSG("\x7f/\xc2\x80\xe2\x80\xa8\xf4\x8f\xbf\xbf"),
+               "\x7f/\xc2\x80\xe2\x80\xa8\xf4\x8f\xbf\xbf", 11);
     REFUSED(MSG("\\ud83d"));
     REFUSED(MSG("\\ud83d\\ud83d"));
     REFUSED(MSG("\\ud83d\\u0041"));
@@ -699,7 +788,8 @@ TEST(the_destination_is_any_text_and_a_long_one_is_marked_as_cut) {
     static const size_t lengths[] = {0, 1, 64, 1000, 1024, 1025, 2000};
     memset(longest, 'h', sizeof longest);
     for (k = 0; k < sizeof lengths / sizeof lengths[0]; k++) {
-        sprintf(doc, SEND("{\"from_id\":9,\"dest\":{\"pubkey_hash\":\"%.*s\",\"id\":8},\"msg\":\"m\"}"),
+        sprintf(doc,
+                SEND("{\"from_id\":9,\"dest\":{\"pubkey_hash\":\"%.*s\",\"id\":8},\"msg\":\"m\"}"),
                 (int)lengths[k], longest);
         CHECK_EQ(parse(doc, strlen(doc), 100, &r, &s), OPCOMMS_OK);
         CHECK_EQ(r.dest_len, lengths[k] < OPC__DEST_MAX ? lengths[k] : OPC__DEST_MAX);
@@ -707,7 +797,9 @@ TEST(the_destination_is_any_text_and_a_long_one_is_marked_as_cut) {
         CHECK_EQ(r.from_id, 9);
         CHECK_EQ(r.dest_id, 8);
     }
-    sprintf(doc, "%s", SEND("{\"from_id\":0,\"dest\":{\"pubkey_hash\":\"a_\\u0000\\\"\",\"id\":0},\"msg\":\"\"}"));
+    sprintf(
+        doc, "%s",
+        SEND("{\"from_id\":0,\"dest\":{\"pubkey_hash\":\"a_\\u0000\\\"\",\"id\":0},\"msg\":\"\"}"));
     CHECK_EQ(parse(doc, strlen(doc), 3, &r, &s), OPCOMMS_OK);
     CHECK(r.dest_len == 4 && memcmp(r.dest, "a_\0\"", 4) == 0);
 }
@@ -783,8 +875,9 @@ static size_t round_nanos(const uint8_t *p, size_t n, char *out) {
             size_t k = i + m, len;
             while (k < n && p[k] >= '0' && p[k] <= '9') k++;
             memcpy(out, p, i + m);
-            len = i + m + (size_t)sprintf(out + i + m, "%llu",
-                                          (unsigned long long)(number_behind(p, n, word) / 1000 * 1000));
+            len = i + m +
+                  (size_t)sprintf(out + i + m, "%llu",
+                                  (unsigned long long)(number_behind(p, n, word) / 1000 * 1000));
             memcpy(out + len, p + k, n - k);
             return len + n - k;
         }
@@ -808,16 +901,23 @@ static size_t write_text(uint8_t *out, size_t at, size_t cap, const char *p, siz
 static size_t write_again(const opc__request *r, const msg_sink *s, const uint8_t *p, size_t n,
                           uint8_t *out, size_t cap) {
     uint64_t span = number_behind(p, n, "\"span_id\":");
-    uint64_t us = number_behind(p, n, "\"secs\":") * 1000000u + number_behind(p, n, "\"nanos\":") / 1000u;
+    uint64_t us =
+        number_behind(p, n, "\"secs\":") * 1000000u + number_behind(p, n, "\"nanos\":") / 1000u;
     size_t len;
     switch (r->kind) {
-    case OPC__REQ_PING: return opc__tarpc_ping(out, cap, r->id, us, span);
-    case OPC__REQ_GET: return opc__tarpc_get(out, cap, r->id, us, span, r->dest_id);
-    case OPC__REQ_ACK: return opc__tarpc_ack(out, cap, r->id, us, span, r->dest_id, r->uid);
-    case OPC__REQ_CANCEL: return opc__tarpc_cancel(out, cap, r->id, span);
-    default: break;
+        case OPC__REQ_PING:
+            return opc__tarpc_ping(out, cap, r->id, us, span);
+        case OPC__REQ_GET:
+            return opc__tarpc_get(out, cap, r->id, us, span, r->dest_id);
+        case OPC__REQ_ACK:
+            return opc__tarpc_ack(out, cap, r->id, us, span, r->dest_id, r->uid);
+        case OPC__REQ_CANCEL:
+            return opc__tarpc_cancel(out, cap, r->id, span);
+        default:
+            break;
     }
-    len = opc__tarpc_send_head(out, cap, r->id, us, span, r->from_id, r->dest, r->dest_len, r->dest_id);
+    len = opc__tarpc_send_head(out, cap, r->id, us, span, r->from_id, r->dest, r->dest_len,
+                               r->dest_id);
     if (s->len > 0 && s->text[0] == '[') { /* a byte array: from its bytes, as opcomms_send does */
         opc__bytes_in b;
         static uint8_t raw[4096];
@@ -871,7 +971,8 @@ TEST(our_requests_are_byte_for_byte_those_of_the_reference_s_client) {
     CHECK(kinds[OPC__REQ_CANCEL] > 0);
 }
 
-static opcomms_err parse_answer(const uint8_t *p, size_t n, size_t step, opc__response *out, msg_sink *s) {
+static opcomms_err parse_answer(const uint8_t *p, size_t n, size_t step, opc__response *out,
+                                msg_sink *s) {
     static opc__response_parser q;
     const opc__response *r = NULL;
     opcomms_err rc = OPCOMMS_OK;
@@ -894,19 +995,26 @@ static size_t answer_again(const opc__response *r, const msg_sink *s, uint8_t *o
     char variant[400];
     size_t len;
     switch (r->kind) {
-    case OPC__RES_SEND: return opc__tarpc_reply_send(out, cap, r->request_id, r->flag);
-    case OPC__RES_ACK: return opc__tarpc_reply_ack(out, cap, r->request_id, r->flag);
-    case OPC__RES_PING: return opc__tarpc_reply_ping(out, cap, r->request_id, r->flag, 0);
-    case OPC__RES_SERVER_ERROR:
-        return opc__tarpc_reply_server_error(out, cap, r->request_id, r->server_kind, r->detail);
-    case OPC__RES_ERROR:
-        snprintf(variant, sizeof variant, r->error == OPC__RERR_RATE ? "\"RateLimitExceeded\"" :
-                 "{\"%s\":\"%s\"}", r->error == OPC__RERR_MUTEX ? "MutexError" : "ParseError", r->detail);
-        return opc__tarpc_reply_error(out, cap, r->request_id, r->call, variant);
-    default: break;
+        case OPC__RES_SEND:
+            return opc__tarpc_reply_send(out, cap, r->request_id, r->flag);
+        case OPC__RES_ACK:
+            return opc__tarpc_reply_ack(out, cap, r->request_id, r->flag);
+        case OPC__RES_PING:
+            return opc__tarpc_reply_ping(out, cap, r->request_id, r->flag, 0);
+        case OPC__RES_SERVER_ERROR:
+            return opc__tarpc_reply_server_error(out, cap, r->request_id, r->server_kind,
+                                                 r->detail);
+        case OPC__RES_ERROR:
+            snprintf(variant, sizeof variant,
+                     r->error == OPC__RERR_RATE ? "\"RateLimitExceeded\"" : "{\"%s\":\"%s\"}",
+                     r->error == OPC__RERR_MUTEX ? "MutexError" : "ParseError", r->detail);
+            return opc__tarpc_reply_error(out, cap, r->request_id, r->call, variant);
+        default:
+            break;
     }
     if (!r->flag) return opc__tarpc_reply_get_null(out, cap, r->request_id);
-    len = opc__tarpc_reply_get_head(out, cap, r->request_id, r->uid, r->from, r->from_len, r->from_id);
+    len = opc__tarpc_reply_get_head(out, cap, r->request_id, r->uid, r->from, r->from_len,
+                                    r->from_id);
     len = write_text(out, len, cap, s->text, s->len, OPC__RENDER_TEXT);
     memcpy(out + len, OPC__TARPC_GET_TAIL, strlen(OPC__TARPC_GET_TAIL));
     return len + strlen(OPC__TARPC_GET_TAIL);
@@ -1000,14 +1108,18 @@ TEST(answers_are_read_by_the_same_rules) {
     opc__response r;
     CHECK(takes_answer(OK_("{\"Send\":{\"Ok\":true}}"), &r));
     CHECK(r.kind == OPC__RES_SEND && r.flag == 1 && r.request_id == 5);
-    CHECK(takes_answer("{\"message\":{\"Ok\":{\"Send\":{\"Ok\":false}}},\"x\":1,\"request_id\":5}", &r));
+    CHECK(takes_answer("{\"message\":{\"Ok\":{\"Send\":{\"Ok\":false}}},\"x\":1,\"request_id\":5}",
+                       &r));
     CHECK(r.kind == OPC__RES_SEND && r.flag == 0);
     CHECK(takes_answer("[5,{\"Ok\":{\"Ack\":{\"Ok\":true}}}]", &r));
     CHECK(r.kind == OPC__RES_ACK && r.flag == 1);
     CHECK(takes_answer(OK_("{\"Get\":{\"Ok\":null}}"), &r));
     CHECK(r.kind == OPC__RES_GET && r.flag == 0);
-    CHECK(takes_answer(OK_("{\"Get\":{\"Ok\":{\"uid\":2,\"from\":{\"pubkey_hash\":\"ab\",\"id\":7},\"msg\":\"m\"}}}"), &r));
-    CHECK(r.kind == OPC__RES_GET && r.flag == 1 && r.uid == 2 && r.from_id == 7 && r.msg_bytes == 1);
+    CHECK(takes_answer(OK_("{\"Get\":{\"Ok\":{\"uid\":2,\"from\":{\"pubkey_hash\":\"ab\",\"id\":7},"
+                           "\"msg\":\"m\"}}}"),
+                       &r));
+    CHECK(r.kind == OPC__RES_GET && r.flag == 1 && r.uid == 2 && r.from_id == 7 &&
+          r.msg_bytes == 1);
     CHECK(r.from_len == 2 && memcmp(r.from, "ab", 2) == 0);
     CHECK(takes_answer(OK_("{\"Ping\":true}"), &r));
     CHECK(r.kind == OPC__RES_PING && r.flag == 1);
@@ -1026,7 +1138,8 @@ TEST(answers_are_read_by_the_same_rules) {
     CHECK(!takes_answer(OK_("{\"Send\":{}}"), &r));
     CHECK(!takes_answer(OK_("{\"Send\":{\"Err\":{\"Unheard\":\"x\"}}}"), &r));
     CHECK(!takes_answer(OK_("{\"Send\":{\"Err\":\"MutexError\"}}"), &r));
-    CHECK(!takes_answer(OK_("{\"Send\":{\"Err\":{\"MutexError\":\"a\",\"ParseError\":\"b\"}}}"), &r));
+    CHECK(
+        !takes_answer(OK_("{\"Send\":{\"Err\":{\"MutexError\":\"a\",\"ParseError\":\"b\"}}}"), &r));
     CHECK(!takes_answer(OK_("{\"Get\":{\"Ok\":{\"uid\":2,\"msg\":\"m\"}}}"), &r));
     CHECK(!takes_answer(OK_("{\"Get\":{\"Ok\":true}}"), &r));
     CHECK(!takes_answer(OK_("{\"Send\":{\"Ok\":true}}") "x", &r));
@@ -1040,7 +1153,8 @@ TEST(every_kind_of_server_error_is_read_and_unknown_ones_are_other) {
     for (kind = 0; kind < 40; kind++) {
         char doc[128];
         opc__response r;
-        sprintf(doc, "{\"request_id\":5,\"message\":{\"Err\":{\"kind\":%u,\"detail\":\"text\"}}}", kind);
+        sprintf(doc, "{\"request_id\":5,\"message\":{\"Err\":{\"kind\":%u,\"detail\":\"text\"}}}",
+                kind);
         CHECK(takes_answer(doc, &r));
         CHECK_EQ(r.kind, OPC__RES_SERVER_ERROR);
         CHECK_EQ(r.server_kind, kind <= 17 ? kind : 16);
@@ -1048,9 +1162,11 @@ TEST(every_kind_of_server_error_is_read_and_unknown_ones_are_other) {
     }
     {
         opc__response r;
-        CHECK(takes_answer("{\"request_id\":5,\"message\":{\"Err\":{\"kind\":4294967295,\"detail\":\"\"}}}", &r));
+        CHECK(takes_answer(
+            "{\"request_id\":5,\"message\":{\"Err\":{\"kind\":4294967295,\"detail\":\"\"}}}", &r));
         CHECK_EQ(r.server_kind, 16);
-        CHECK(!takes_answer("{\"request_id\":5,\"message\":{\"Err\":{\"kind\":4294967296,\"detail\":\"\"}}}", &r));
+        CHECK(!takes_answer(
+            "{\"request_id\":5,\"message\":{\"Err\":{\"kind\":4294967296,\"detail\":\"\"}}}", &r));
         CHECK(!takes_answer("{\"request_id\":5,\"message\":{\"Err\":{\"kind\":1}}}", &r));
     }
 }
@@ -1072,8 +1188,8 @@ TEST(a_long_error_text_is_cut_between_characters) {
     CHECK(opc__str_utf8_valid((const uint8_t *)r.detail, strlen(r.detail)));
 }
 
-/* What becomes of one captured exchange: the calls in flight are those of the captured requests that
-   our client makes too, Send and Ping; the answers arrive on one connection. */
+/* What becomes of one captured exchange: the calls in flight are those of the captured requests
+   that our client makes too, Send and Ping; the answers arrive on one connection. */
 static opcomms_err replay(const char *name, opc__call *calls, size_t max, size_t *count) {
     static opc__conn c;
     char path[256];
@@ -1166,7 +1282,8 @@ TEST(no_captured_answer_is_left_out) {
     const uint8_t *p = NULL;
     bytes b;
     CHECK(dir != NULL);
-    while (dir != NULL && (e = readdir(dir)) != NULL) count += strstr(e->d_name, ".s2c.bin") != NULL;
+    while (dir != NULL && (e = readdir(dir)) != NULL)
+        count += strstr(e->d_name, ".s2c.bin") != NULL;
     if (dir != NULL) closedir(dir);
     CHECK_EQ(count, 20 + 3);
     b = load(TEST_DATA "/wire/client/05_recv.s2c.bin");

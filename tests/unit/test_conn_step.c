@@ -78,8 +78,9 @@ static void say(const char *json) {
     opc__tls_write_done(&client, n + 4);
 }
 
-#define CONTEXT                                                                          \
-    "{\"Request\":{\"context\":{\"trace_context\":{\"trace_id\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]," \
+#define CONTEXT                                                                                    \
+    "{\"Request\":{\"context\":{\"trace_context\":{\"trace_id\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]" \
+    ","                                                                                            \
     "\"span_id\":1,\"sampling_decision\":\"Sampled\"}},\"id\":%d,\"message\":%s}}"
 
 static void ask(int id, const char *message) {
@@ -117,7 +118,8 @@ TEST(requests_behind_a_full_row_of_answers_are_answered_without_another_event) {
     CHECK_EQ(opc__ram_open(&mem, 4, 100000, &store), OPCOMMS_OK);
     start(store);
     for (i = 0; i < 16; i++) {
-        ask(i, "{\"Send\":{\"from_id\":0,\"dest\":{\"pubkey_hash\":\"h\",\"id\":0},\"msg\":\"[1]\"}}");
+        ask(i,
+            "{\"Send\":{\"from_id\":0,\"dest\":{\"pubkey_hash\":\"h\",\"id\":0},\"msg\":\"[1]\"}}");
         if (i % 8 == 7) opc__tls_flush(&client);
         if (i % 8 == 7) (void)move(&client, &server.tls);
         if (i % 8 == 7) opc__conn_step(&server, 0);

@@ -175,7 +175,8 @@ static opcomms_err try_pem(const char *text, size_t len, char hash[65]) {
 }
 
 TEST(the_python_wrapper_with_literal_line_ends_is_read_in_all_its_spellings) {
-    static const char *const wraps[] = {"b'%s'", "b\"%s\"", "%s", "'%s'", "  b'%s'\n", "b'\\n%s\\n'\n"};
+    static const char *const wraps[] = {"b'%s'", "b\"%s\"",   "%s",
+                                        "'%s'",  "  b'%s'\n", "b'\\n%s\\n'\n"};
     static const char *const ends[] = {"\\n", "\\r\\n", "\n", "\r\n", "\r", " \\n ", "\\n\n"};
     size_t len, w, e;
     char *pem = load(KEYS "base.key", &len);
@@ -204,9 +205,17 @@ TEST(the_python_wrapper_with_literal_line_ends_is_read_in_all_its_spellings) {
 
 TEST(what_is_no_pem_says_so) {
     static const char *const texts[] = {
-        "", "x", "-----", "-----BEGIN ", "-----BEGIN PRIVATE KEY", "-----BEGIN PRIVATE KEY-----",
-        "-----BEGIN PRIVATE KEY-----\nMIIE\n", "-----END PRIVATE KEY-----", "BEGIN PRIVATE KEY",
-        "-----BEGINPRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\n", "{\"key\":1}"};
+        "",
+        "x",
+        "-----",
+        "-----BEGIN ",
+        "-----BEGIN PRIVATE KEY",
+        "-----BEGIN PRIVATE KEY-----",
+        "-----BEGIN PRIVATE KEY-----\nMIIE\n",
+        "-----END PRIVATE KEY-----",
+        "BEGIN PRIVATE KEY",
+        "-----BEGINPRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\n",
+        "{\"key\":1}"};
     size_t i;
     char hash[65];
     for (i = 0; i < sizeof texts / sizeof texts[0]; i++) {
@@ -243,7 +252,7 @@ static int key_error(opcomms_err rc) {
 
 TEST(a_key_cut_off_at_any_byte_is_damaged) {
     static const char *const files[] = {KEYS "p256.key", KEYS "sec1_p256.key", KEYS "sec1_p384.key",
-                                        KEYS "base.key", KEYS "pkcs1.key", KEYS "rsa4096.key"};
+                                        KEYS "base.key", KEYS "pkcs1.key",     KEYS "rsa4096.key"};
     size_t i, n;
     for (i = 0; i < sizeof files / sizeof files[0]; i++) {
         uint8_t der[OPC__KEY_DER_MAX];
@@ -302,7 +311,8 @@ TEST(an_rsa_key_with_any_byte_changed_is_refused_or_is_the_same_key) {
         unsigned tag;
         opc__rd_init(&r, der, len);
         CHECK(opc__der_expect(&r, OPC__DER_SEQ, &seq) && opc__der_next(&seq, &tag, &el) &&
-              opc__der_expect(&seq, OPC__DER_SEQ, &alg) && opc__der_expect(&seq, OPC__DER_OCTETS, &key) &&
+              opc__der_expect(&seq, OPC__DER_SEQ, &alg) &&
+              opc__der_expect(&seq, OPC__DER_OCTETS, &key) &&
               opc__der_expect(&key, OPC__DER_SEQ, &el));
         for (i = 0; i < 4; i++) CHECK(opc__der_next(&el, &tag, &r));
         d_from = (size_t)(r.p - der);
@@ -358,14 +368,22 @@ TEST(oversized_and_senseless_rsa_numbers_are_refused_before_they_are_used) {
     for (i = 0; i < 8; i++) {
         const uint8_t *part[8];
         size_t len[8];
-        part[0] = k.n; len[0] = k.n_len;
-        part[1] = e; len[1] = 3;
-        part[2] = one; len[2] = 1;
-        part[3] = k.rsa.p; len[3] = k.rsa.plen;
-        part[4] = k.rsa.q; len[4] = k.rsa.qlen;
-        part[5] = k.rsa.dp; len[5] = k.rsa.dplen;
-        part[6] = k.rsa.dq; len[6] = k.rsa.dqlen;
-        part[7] = k.rsa.iq; len[7] = k.rsa.iqlen;
+        part[0] = k.n;
+        len[0] = k.n_len;
+        part[1] = e;
+        len[1] = 3;
+        part[2] = one;
+        len[2] = 1;
+        part[3] = k.rsa.p;
+        len[3] = k.rsa.plen;
+        part[4] = k.rsa.q;
+        len[4] = k.rsa.qlen;
+        part[5] = k.rsa.dp;
+        len[5] = k.rsa.dplen;
+        part[6] = k.rsa.dq;
+        len[6] = k.rsa.dqlen;
+        part[7] = k.rsa.iq;
+        len[7] = k.rsa.iqlen;
         CHECK_EQ(try_der(out, craft(out, sizeof out, part, len)), OPCOMMS_OK);
         if (i == 2) continue; /* d is not used */
         for (j = 0; j < sizeof sizes / sizeof sizes[0]; j++) {
@@ -385,17 +403,27 @@ TEST(oversized_and_senseless_rsa_numbers_are_refused_before_they_are_used) {
     { /* p = 1, q = n: a product that is right and a key that is none */
         const uint8_t *part[8];
         size_t len[8];
-        part[0] = k.n; len[0] = k.n_len;
-        part[1] = e; len[1] = 3;
-        part[2] = one; len[2] = 1;
-        part[3] = one; len[3] = 1;
-        part[4] = k.n; len[4] = k.n_len;
-        part[5] = one; len[5] = 1;
-        part[6] = one; len[6] = 1;
-        part[7] = one; len[7] = 1;
+        part[0] = k.n;
+        len[0] = k.n_len;
+        part[1] = e;
+        len[1] = 3;
+        part[2] = one;
+        len[2] = 1;
+        part[3] = one;
+        len[3] = 1;
+        part[4] = k.n;
+        len[4] = k.n_len;
+        part[5] = one;
+        len[5] = 1;
+        part[6] = one;
+        len[6] = 1;
+        part[7] = one;
+        len[7] = 1;
         CHECK_EQ(try_der(out, craft(out, sizeof out, part, len)), OPCOMMS_E_KEY_DAMAGED);
-        part[3] = k.n; len[3] = k.n_len;
-        part[4] = one; len[4] = 1;
+        part[3] = k.n;
+        len[3] = k.n_len;
+        part[4] = one;
+        len[4] = 1;
         CHECK_EQ(try_der(out, craft(out, sizeof out, part, len)), OPCOMMS_E_KEY_DAMAGED);
     }
 }
@@ -428,7 +456,7 @@ TEST(a_p256_number_lies_between_1_and_the_order) {
     CHECK_EQ(try_der(out, craft_sec1(out, order, 32)), OPCOMMS_E_KEY_DAMAGED); /* 0 */
     CHECK_EQ(try_der(out, craft_sec1(out, order, 0)), OPCOMMS_E_KEY_DAMAGED);
     order[31] = 1;
-    CHECK_EQ(try_der(out, craft_sec1(out, order, 32)), OPCOMMS_OK); /* 1 */
+    CHECK_EQ(try_der(out, craft_sec1(out, order, 32)), OPCOMMS_OK);     /* 1 */
     CHECK_EQ(try_der(out, craft_sec1(out, order + 31, 1)), OPCOMMS_OK); /* written short */
     memcpy(order, n, 32);
     CHECK_EQ(try_der(out, craft_sec1(out, order, 32)), OPCOMMS_E_KEY_DAMAGED);
@@ -572,7 +600,8 @@ TEST(every_type_is_generated_private_loads_again_and_openssl_accepts_it) {
         CHECK(ask(command, out, sizeof out));
         CHECK(strstr(out, t[i].bits) != NULL);
         snprintf(command, sizeof command,
-                 "openssl pkey -in %s -pubout -outform DER | openssl sha256 | sed 's/.*= //'", path);
+                 "openssl pkey -in %s -pubout -outform DER | openssl sha256 | sed 's/.*= //'",
+                 path);
         CHECK(ask(command, want, sizeof want));
         CHECK_STR(hash, want);
         snprintf(command, sizeof command, "head -1 %s", path);
@@ -590,7 +619,8 @@ TEST(every_type_is_generated_private_loads_again_and_openssl_accepts_it) {
         opcomms_error err;
         CHECK_EQ(opcomms_generate_key_file("build/no/such/folder/x.key", OPCOMMS_KEY_P256, &err),
                  OPCOMMS_E_NOT_FOUND);
-        CHECK_EQ(opcomms_generate_key_file("build/x.key", (opcomms_key_type)99, &err), OPCOMMS_E_KEY_TYPE);
+        CHECK_EQ(opcomms_generate_key_file("build/x.key", (opcomms_key_type)99, &err),
+                 OPCOMMS_E_KEY_TYPE);
         CHECK_EQ(opcomms_generate_key_file(NULL, OPCOMMS_KEY_P256, &err), OPCOMMS_E_INVAL);
         CHECK(access("build/x.key", F_OK) != 0);
     }
@@ -599,7 +629,8 @@ TEST(every_type_is_generated_private_loads_again_and_openssl_accepts_it) {
 TEST(openssl_reads_our_pem_line_by_line) {
     char pem[4096], line[128];
     size_t len = 0, i, at = 0;
-    CHECK_EQ(opcomms_generate_key_pem(OPCOMMS_KEY_RSA_2048, pem, sizeof pem, &len, NULL), OPCOMMS_OK);
+    CHECK_EQ(opcomms_generate_key_pem(OPCOMMS_KEY_RSA_2048, pem, sizeof pem, &len, NULL),
+             OPCOMMS_OK);
     CHECK_EQ(strlen(pem), len);
     for (i = 0; i < len; i++) {
         CHECK(at < sizeof line - 1);
@@ -616,7 +647,8 @@ TEST(openssl_reads_our_pem_line_by_line) {
         memset(small, 'x', sizeof small);
         CHECK_EQ(opcomms_generate_key_pem(OPCOMMS_KEY_P256, small, sizeof small, &len, NULL),
                  OPCOMMS_E_BUFFER);
-        for (i = 0; i < sizeof small; i++) CHECK_EQ(small[i], 0); /* no half of a key stays behind */
+        for (i = 0; i < sizeof small; i++)
+            CHECK_EQ(small[i], 0); /* no half of a key stays behind */
     }
 }
 
