@@ -164,7 +164,10 @@ system_includes() { # pattern of the part: its #include <...> lines
     sed -n "$1" opcomms.h | grep '^#include <'
 }
 foreign_macros() { # text of the header: macros of ours without a prefix, implementation included
-    { echo '#define _GNU_SOURCE 1'; system_includes '1,$p'; } | macros >"$out/theirs"
+    {
+        printf '#define %s\n' '_GNU_SOURCE 1' '_FILE_OFFSET_BITS 64'
+        system_includes '1,$p'
+    } | macros >"$out/theirs"
     macros $implement <"$1" >"$out/both"
     grep -q '^OPC__FN$' "$out/both" || { echo "the macros were not read"; return 1; }
     ! comm -13 "$out/theirs" "$out/both" | grep -vE '^OPCOMMS_|^OPC__'
