@@ -1166,6 +1166,8 @@ int accept4(int sock, struct sockaddr *address, socklen_t *len, int flags);
 #else
 #define OPC__POSIX_SETLK F_SETLK
 #endif
+/* Else a log of more than 2 GiB would be written at wrong places. */
+OPC__STATIC_ASSERT(include_opcomms_h_first_or_define_FILE_OFFSET_BITS_64, sizeof(off_t) >= 8);
 
 OPC__FN opcomms_err opc__posix_fail(int *os_code) {
     *os_code = errno;
