@@ -6497,7 +6497,8 @@ OPC__FN opcomms_err opc__log_header(opc__log *l, opc__log_scan *c, const uint8_t
 OPC__FN opcomms_err opc__log_window(opc__log *l, opc__log_scan *c, uint64_t at, size_t len,
                                     uint8_t **p) {
     OPCOMMS_ASSERT(len <= c->buf_cap);
-    OPCOMMS_ASSERT(at <= c->size && len <= c->size - at);
+    OPCOMMS_ASSERT(at <= c->size);
+    OPCOMMS_ASSERT(len <= c->size - at);
     if (at < c->buf_at || at - c->buf_at > c->buf_len || len > c->buf_len - (at - c->buf_at)) {
         size_t n = c->size - at < c->buf_cap ? (size_t)(c->size - at) : c->buf_cap;
         opcomms_err rc;
