@@ -641,8 +641,8 @@ FAKE_FN opcomms_err fake_file_size(void *user, intptr_t file, uint64_t *bytes, i
     *bytes = h->file[e->index].size;
     return OPCOMMS_OK;
 }
-FAKE_FN opcomms_err fake_file_read(void *user, intptr_t file, uint64_t offset, void *buf, size_t len,
-                                  size_t *got, int *os) {
+FAKE_FN opcomms_err fake_file_read(void *user, intptr_t file, uint64_t offset, void *buf,
+                                   size_t len, size_t *got, int *os) {
     fake_host *h = (fake_host *)user;
     fake_handle *e;
     fake_file *f;
@@ -1104,7 +1104,7 @@ FAKE_FN void fake_sock_close(void *user, intptr_t sock) {
         fake_conn *c = w->conn[e->index];
         fake_pipe *out = &c->pipe[e->side];
         c->open[e->side] = 0;
-        if (c->pipe[1 - e->side].len > 0) { /* unread input: a reset, and what is under way is lost */
+        if (c->pipe[1 - e->side].len > 0) { /* unread input: a reset; what is under way is lost */
             fake_conn_reset(c);
             out->len = out->head = out->chunks = out->chunk_head = 0;
         }

@@ -1,5 +1,5 @@
-/* Every call of the operating system fails once, at every place; memory runs out at every place. The
-   answer is a clear error, nothing that was acknowledged is lost, and nothing stays behind. */
+/* Every call of the operating system fails once, at every place; memory runs out at every place.
+   The answer is a clear error, nothing that was acknowledged is lost, and nothing stays behind. */
 #define OPCOMMS_IMPLEMENTATION
 #include "opcomms.h"
 #include "test.h"
@@ -100,7 +100,8 @@ static void open_every(int how, int fresh, int on) {
         if (how == FAKE_NO_SPACE && op != FAKE_WRITE) continue;
         while (open_failing(1u << op, at, how, fresh, on) && test_bad == 0) at++;
         if (test_bad > 0) {
-            printf("%s call %d of opening failed, kind %d, fresh %d\n", op_name[op], (int)at, how, fresh);
+            printf("%s call %d of opening failed, kind %d, fresh %d\n", op_name[op], (int)at, how,
+                   fresh);
             return;
         }
     }
@@ -162,9 +163,9 @@ typedef struct life {
     int failed;
 } life;
 
-/* a sends to b (short, long, again), b receives and acknowledges one, answers, restarts. One call of
-   host `who` fails. What was acknowledged to the sender is there in the end, exactly once unless it
-   was handed out already; what was refused is not. */
+/* a sends to b (short, long, again), b receives and acknowledges one, answers, restarts. One call
+   of host `who` fails. What was acknowledged to the sender is there in the end, exactly once unless
+   it was handed out already; what was refused is not. */
 static void live(life *l, int who, uint32_t ops, uint64_t at, int how, int on, uint64_t alloc_at) {
     static const size_t sizes[4] = {10, 50000, 0, 3};
     sim s;
@@ -364,7 +365,7 @@ TEST(a_failed_sync_poisons_and_a_restart_recovers_what_was_acknowledged) {
     sim_end(&s);
 }
 
-/* The kernel forgets what a failed sync did not write; a later sync that succeeds proves nothing. */
+/* The kernel forgets what a failed sync did not write; a later sync's success proves nothing. */
 TEST(what_a_failed_sync_left_in_the_cache_is_written_again_before_it_is_shown) {
     uint64_t seed;
     for (seed = 0; seed < 20 && test_bad == 0; seed++) {

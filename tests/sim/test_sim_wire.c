@@ -1,6 +1,6 @@
-/* Two peers in one process and one thread, on a fake clock, disk and wire: messages arrive whole and
-   under the right name however the wire cuts them up, and a connection that ends at any byte leaves
-   an honest answer and nothing behind. */
+/* Two peers in one process and one thread, on a fake clock, disk and wire: messages arrive whole
+   and under the right name however the wire cuts them up, and a connection that ends at any byte
+   leaves an honest answer and nothing behind. */
 #define OPCOMMS_IMPLEMENTATION
 #include "opcomms.h"
 #include "test.h"
@@ -169,7 +169,8 @@ static void cut_at(sim *s, sim_peer *a, sim_peer *b, int d, uint64_t at, int how
     CHECK(nothing_waits(b));
     /* The network is whole again: the next message goes through at once. */
     rc = sim_send(a, b, "after", 5, 3000, &err);
-    if (rc != OPCOMMS_OK) printf("after a cut of %d at %d, kind %d: %s\n", d, (int)at, how, err.text);
+    if (rc != OPCOMMS_OK)
+        printf("after a cut of %d at %d, kind %d: %s\n", d, (int)at, how, err.text);
     CHECK_EQ(rc, OPCOMMS_OK);
     CHECK_EQ(receive(b, hash), 5);
     /* And both forget the connection as a whole. */

@@ -98,8 +98,8 @@ static inline void fd_op_add(fd_file *f, uint64_t at, const uint8_t *p, size_t l
 }
 
 /* One write or truncation, applied to a byte image. */
-static inline void fd_apply(uint8_t **p, size_t *size, size_t *cap, const uint8_t *from, uint64_t at,
-                     size_t len) {
+static inline void fd_apply(uint8_t **p, size_t *size, size_t *cap, const uint8_t *from,
+                            uint64_t at, size_t len) {
     size_t end = (size_t)at + (from != NULL ? len : 0);
     fd_reserve(p, cap, end);
     if (end > *size) memset(*p + *size, 0, end - *size);
@@ -221,8 +221,8 @@ static inline opcomms_err fd_file_size(void *user, intptr_t file, uint64_t *byte
     return OPCOMMS_OK;
 }
 
-static inline opcomms_err fd_file_read(void *user, intptr_t file, uint64_t offset, void *buf, size_t len,
-                                size_t *got, int *os_code) {
+static inline opcomms_err fd_file_read(void *user, intptr_t file, uint64_t offset, void *buf,
+                                       size_t len, size_t *got, int *os_code) {
     fdisk *d = (fdisk *)user;
     fd_file *f = &d->file[d->handle[file].file];
     if (fd_call(d, FD_READ)) { *os_code = 5; return OPCOMMS_E_IO; }
@@ -259,7 +259,8 @@ static inline opcomms_err fd_file_write(void *user, intptr_t file, uint64_t offs
     return OPCOMMS_OK;
 }
 
-static inline opcomms_err fd_file_truncate(void *user, intptr_t file, uint64_t bytes, int *os_code) {
+static inline opcomms_err fd_file_truncate(void *user, intptr_t file, uint64_t bytes,
+                                           int *os_code) {
     fdisk *d = (fdisk *)user;
     fd_file *f = &d->file[d->handle[file].file];
     int fails = fd_call(d, FD_TRUNCATE);
@@ -380,7 +381,8 @@ static inline void fd_kill(const fdisk *src, fdisk *dst) {
 enum { FD_CUT_NOTHING, FD_CUT_ORDERED, FD_CUT_ANY, FD_CUT_BUT_ONE, FD_CUT_ONLY_ONE, FD_CUT_ALL,
        FD_CUTS };
 
-static inline void fd_cut_file(const fd_file *f, fd_file *g, unsigned sector, int how, uint64_t *rng) {
+static inline void fd_cut_file(const fd_file *f, fd_file *g, unsigned sector, int how,
+                               uint64_t *rng) {
     uint64_t most = f->media_size, sectors, s;
     size_t k, upto = (size_t)fd_below(rng, f->ops + 1), end = f->media_size;
     uint64_t one;

@@ -118,8 +118,8 @@ static inline void msg_fill(uint8_t *p, uint8_t tag, uint64_t from, size_t n) {
 }
 
 /* Stores message `tag` of len bytes in pieces; flushes when the store asks for it. */
-static inline opcomms_err msg_put(opc__store *s, uint8_t tag, uint64_t len, uint64_t *uid, uint64_t *ref,
-                           uint64_t *position) {
+static inline opcomms_err msg_put(opc__store *s, uint8_t tag, uint64_t len, uint64_t *uid,
+                                  uint64_t *ref, uint64_t *position) {
     uint8_t data[4096];
     opc__msg_meta m;
     uint32_t put = 0;
@@ -155,7 +155,8 @@ static inline opcomms_err msg_put(opc__store *s, uint8_t tag, uint64_t len, uint
     return rc;
 }
 
-static inline opcomms_err msg_read(opc__store *s, uint64_t ref, uint8_t tag, uint64_t len, int *right) {
+static inline opcomms_err msg_read(opc__store *s, uint64_t ref, uint8_t tag, uint64_t len,
+                                   int *right) {
     uint8_t buf[4096], dest[1024];
     opc__msg_meta m;
     uint64_t at = 0;
@@ -165,7 +166,8 @@ static inline opcomms_err msg_read(opc__store *s, uint64_t ref, uint8_t tag, uin
     if (rc != OPCOMMS_OK) return rc;
     if (m.from[31] != tag || m.from_id != tag || m.dest_len != tag % 12u || m.bytes != len ||
         memcmp(dest, "destination", m.dest_len) != 0 || m.flags != (tag & 1u) ||
-        m.wire_bytes != len * 3 || m.time_s != 1700000000 + tag || m.dest_id != (uint8_t)(tag + 1)) {
+        m.wire_bytes != len * 3 || m.time_s != 1700000000 + tag ||
+        m.dest_id != (uint8_t)(tag + 1)) {
         return OPCOMMS_OK;
     }
     while (at < len) {
@@ -224,7 +226,8 @@ static inline void world_check(world *w, opc__store *s, const found *f) {
     int i, k = 0;
     for (i = 0; i < w->n; i++) {
         const wmsg *m = &w->m[i];
-        int right = 0, here = k < f->count && f->uid[k] == m->uid && f->tag[k] == m->tag && !m->gone;
+        int right = 0;
+        int here = k < f->count && f->uid[k] == m->uid && f->tag[k] == m->tag && !m->gone;
         if (here) {
             if (m->ack_durable) world_bad(w, "an acknowledged message came back", m->uid);
             if (s != NULL && msg_read(s, f->ref[k], m->tag, m->len, &right) != OPCOMMS_OK) {
@@ -308,7 +311,8 @@ static inline opcomms_err world_ack(world *w) {
     for (k = 0; k < w->n; k++) {
         wmsg *m = &w->m[i = (from + k) % w->n];
         opcomms_err rc;
-        if (m->acked || m->gone || m->ack_durable || (w->o.durability == 0 && !m->durable)) continue;
+        if (m->acked || m->gone || m->ack_durable) continue;
+        if (w->o.durability == 0 && !m->durable) continue;
         rc = w->s->c->ack(w->s, m->ref, m->uid, &m->ack_position);
         if (rc == OPCOMMS_E_AGAIN) return flush_rc(w->s);
         if (rc == OPCOMMS_OK) m->acked = 1;

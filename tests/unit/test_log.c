@@ -475,7 +475,7 @@ static void append_op(fdisk *d, unsigned type, unsigned flags, uint64_t value, s
     (void)fd_put(d, "peer.log", all, seen.end + len);
 }
 
-TEST(operations_of_a_newer_minor_version_are_skipped_and_kept_or_refused_when_they_must_be_known) {
+TEST(operations_of_a_newer_minor_are_skipped_and_kept_or_refused_when_they_must_be_known) {
     unsigned type;
     opc__store *s = NULL;
     size_t at;
@@ -782,7 +782,10 @@ TEST(a_batch_forged_inside_a_payload_never_counts) {
         opc__buf_put64(b + 16, at + k);
         opc__buf_put64(b + 24, 1);
         opc__buf_put64(b + 32, at + k);
-        if (k % 96) seal_batch(data, k, seed); else opc__buf_put32(b + 44, lr_crc_hole(seed, b, 44, 8));
+        if (k % 96)
+            seal_batch(data, k, seed);
+        else
+            opc__buf_put32(b + 44, lr_crc_hole(seed, b, 44, 8));
     }
     memset(&m, 0, sizeof m);
     m.dest = (const uint8_t *)"destination";
@@ -854,7 +857,7 @@ int main(void) {
     RUN(the_file_can_be_read_from_the_manual_alone);
     RUN(what_the_library_finds_is_what_the_manual_says_is_there);
     RUN(a_log_of_format_1_0_is_still_written_byte_for_byte_and_read);
-    RUN(operations_of_a_newer_minor_version_are_skipped_and_kept_or_refused_when_they_must_be_known);
+    RUN(operations_of_a_newer_minor_are_skipped_and_kept_or_refused_when_they_must_be_known);
     RUN(a_checkpoint_says_which_numbers_are_used);
     RUN(a_valid_batch_that_makes_no_sense_is_refused_not_cut);
     RUN(a_log_cut_at_any_byte_opens_with_every_whole_batch_or_is_refused_below_the_last_sync);
