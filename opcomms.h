@@ -3867,6 +3867,18 @@ OPC__FN const char *opc__yaml_document(opc__yaml *y) {
     return bad;
 }
 
+/* How many bytes the character at p has, when no YAML text may hold it; else 0. p..p+n is UTF-8.
+   YAML 1.2.2 5.1; and NEL, LS and PS, because they end a line in YAML 1.1 and not in 1.2. */
+OPC__FN size_t opc__yaml_refused(const char *p, size_t n) {
+    const uint8_t *b = (const uint8_t *)p;
+    if (b[0] < 0x20 || b[0] == 0x7f) return b[0] != '\t' && b[0] != '\n' && b[0] != '\r';
+    if (n >= 2 && b[0] == 0xc2 && b[1] < 0xa0) return 2;
+    if (n < 3) return 0;
+    if (b[0] == 0xe2 && b[1] == 0x80 && (b[2] == 0xa8 || b[2] == 0xa9)) return 3;
+    if (b[0] == 0xef && b[1] == 0xbb && b[2] == 0xbf) return 3; /* byte order mark */
+    return b[0] == 0xef && b[1] == 0xbf && b[2] >= 0xbe ? 3 : 0;
+}
+
 /* err gets the line. OPCOMMS_E_SYNTAX for everything that is wrong with the text. */
 OPC__FN opcomms_err opc__yaml_parse(const char *text, size_t len, opc__yaml_fn on, void *user,
                                     opcomms_error *err) {
@@ -3886,7 +3898,17 @@ OPC__FN opcomms_err opc__yaml_parse(const char *text, size_t len, opc__yaml_fn o
     y.line_start = text;
     y.on = on;
     y.user = user;
-    bad = memchr(text, 0, len) != NULL ? "a NUL character" : opc__yaml_document(&y);
+    while (y.p < y.end && !opc__yaml_refused(y.p, (size_t)(y.end - y.p))) {
+        if (opc__yaml_eol(&y)) {
+            opc__yaml_newline(&y);
+        } else {
+            y.p++;
+        }
+    }
+    if (y.p < y.end) return opc__err_line(err, OPCOMMS_E_SYNTAX, y.line, "a character YAML forbids");
+    y.p = y.line_start = text;
+    y.line = 1;
+    bad = opc__yaml_document(&y);
     return bad == NULL ? OPCOMMS_OK : opc__err_line(err, OPCOMMS_E_SYNTAX, y.line, bad);
 }
 
@@ -6880,6 +6902,7 @@ OPC__FN int opc__id_parse(const char *s, size_t len, int rule, opcomms_identifie
         if (hash_len == 0) return 0;
     }
     if (hash_len > OPC__ID_HASH_MAX || memchr(hash, 0, hash_len) != NULL) return 0;
+    if (!opc__str_utf8_valid((const uint8_t *)hash, hash_len)) return 0; /* no file could hold it */
     if (!(rule && id_len == 1 && id[0] == '~') && !opc__id_number(id, id_len, &number)) return 0;
     memset(out, 0, sizeof *out);
     memcpy(out->hash, hash, hash_len);
@@ -7306,22 +7329,25 @@ OPC__FN void opc__list_put(opc__list_text *t, const char *s, size_t n) {
 /* As a double-quoted YAML text, which is right for any content. */
 OPC__FN void opc__list_quote(opc__list_text *t, const char *s, size_t n) {
     static const char hex[] = "0123456789abcdef";
-    size_t i;
+    size_t i = 0;
     opc__list_put(t, "\"", 1);
-    for (i = 0; i < n; i++) {
-        if (s[i] == '"' || s[i] == '\\') {
-            opc__list_put(t, "\\", 1);
-            opc__list_put(t, &s[i], 1);
-        } else if ((unsigned char)s[i] < 0x20u || s[i] == 0x7f) {
-            char e[4];
-            e[0] = '\\';
-            e[1] = 'x';
-            e[2] = hex[(unsigned char)s[i] >> 4];
-            e[3] = hex[s[i] & 15];
-            opc__list_put(t, e, 4);
-        } else {
-            opc__list_put(t, &s[i], 1);
+    while (i < n) {
+        const uint8_t *b = (const uint8_t *)s + i;
+        size_t bad = opc__yaml_refused(s + i, n - i), k;
+        uint32_t u = bad == 2 ? b[1] : b[0]; /* U+0080 to U+009F end in the byte of their number */
+        char e[6];
+        if (bad == 3) u = ((b[0] & 15u) << 12) | ((b[1] & 63u) << 6) | (b[2] & 63u);
+        if (bad == 0 && b[0] < 0x20u) bad = 1; /* tab and line ends */
+        if (s[i] == '"' || s[i] == '\\') opc__list_put(t, "\\", 1);
+        if (bad == 0) {
+            opc__list_put(t, &s[i++], 1);
+            continue;
         }
+        e[0] = '\\';
+        e[1] = 'u';
+        for (k = 0; k < 4; k++) e[2 + k] = hex[(u >> (12 - 4 * k)) & 15u];
+        opc__list_put(t, e, sizeof e);
+        i += bad;
     }
     opc__list_put(t, "\"", 1);
 }

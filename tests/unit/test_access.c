@@ -196,10 +196,57 @@ TEST(an_address_that_ends_in_colons_survives_saving) {
     unlink(path);
 }
 
+/* YAML 1.1 ends a line, and a comment, at U+0085, U+2028 and U+2029; control characters are in no
+   YAML at all. Such a file must not be read in another way than the reference reads it. */
+TEST(characters_that_yaml_forbids_or_takes_for_line_ends_are_refused) {
+    static const char *const bad[] = {"\x01", "\x7f", "\xc2\x85", "\xc2\x9f", "\xe2\x80\xa8",
+                                      "\xe2\x80\xa9", "\xef\xbb\xbf", "\xef\xbf\xbf"};
+    static const char *const form[] = {"a: null\n#%sb: null\n", "a: null\n\"b%s\": null\n",
+                                       "a: null\nb%s: null\n"};
+    size_t i, k;
+    opcomms_allow_list *l = NULL;
+    opcomms_error err;
+    CHECK_EQ(opcomms_allow_list_new(NULL, &l), OPCOMMS_OK);
+    for (i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        for (k = 0; k < sizeof form / sizeof form[0]; k++) {
+            char text[64];
+            snprintf(text, sizeof text, form[k], bad[i]);
+            CHECK_EQ(opcomms_allow_list_load_text(l, text, strlen(text), &err), OPCOMMS_E_SYNTAX);
+            CHECK_EQ(err.line, 2);
+        }
+    }
+    opcomms_allow_list_release(l);
+}
+
+TEST(identities_with_any_character_survive_saving) {
+    /* written as escapes, which are allowed where the character is not */
+    const char *text = "\"\\x01\\t\\n\\x7f\\x85\\u2028\\ufeff\\uffff\\\\\\\"\\u00e9\\U0001f600:1\": []\n";
+    opcomms_routing_table *t = NULL, *u = NULL;
+    opcomms_error err;
+    char path[] = "/tmp/opcomms-test-XXXXXX";
+    int fd = mkstemp(path);
+    CHECK(fd >= 0);
+    close(fd);
+    CHECK_EQ(opcomms_routing_table_new(NULL, &t), OPCOMMS_OK);
+    CHECK_EQ(opcomms_routing_table_new(NULL, &u), OPCOMMS_OK);
+    CHECK_EQ(opcomms_routing_table_load_text(t, text, strlen(text), &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_routing_table_save(t, path, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_routing_table_load(u, path, &err), OPCOMMS_OK);
+    CHECK_EQ(t->l.now.count, 1);
+    CHECK_EQ(u->l.now.count, 1);
+    CHECK_STR(u->l.now.rule[0].a, t->l.now.rule[0].a);
+    CHECK_EQ(opcomms_routing_table_add(t, "\xff:1", "b:1"), OPCOMMS_E_SYNTAX);
+    unlink(path);
+    opcomms_routing_table_release(t);
+    opcomms_routing_table_release(u);
+}
+
 int main(void) {
     RUN(yaml_files_get_the_verdicts_of_the_reference);
     RUN(identifiers_follow_both_grammars);
     RUN(a_list_saved_and_loaded_is_the_same);
     RUN(an_address_that_ends_in_colons_survives_saving);
+    RUN(characters_that_yaml_forbids_or_takes_for_line_ends_are_refused);
+    RUN(identities_with_any_character_survive_saving);
     return test_end();
 }
