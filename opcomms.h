@@ -3663,11 +3663,12 @@ OPC__FN const char *opc__yaml_plain(opc__yaml *y, int flow) {
     if ((c == '-' || c == '?' || c == ':') && opc__yaml_gap(y, start + 1)) {
         return "a mapping of key: value is expected";
     }
+    if (flow && c == ':') return "a colon cannot begin a plain text in brackets";
     while (!opc__yaml_eol(y)) {
         c = *y->p;
-        if (c == ':' && (opc__yaml_gap(y, y->p + 1) ||
-                         (flow && y->p + 1 < y->end && strchr(",[]{}", y->p[1]) != NULL))) {
-            break;
+        if (c == ':' && opc__yaml_gap(y, y->p + 1)) break;
+        if (c == ':' && flow && strchr(",?[]{}", y->p[1]) != NULL) {
+            return "a colon needs a space behind it";
         }
         if (c == '#' && y->p > start && (y->p[-1] == ' ' || y->p[-1] == '\t')) break;
         if (flow && strchr(",[]{}", c) != NULL) break;
@@ -3836,7 +3837,9 @@ OPC__FN const char *opc__yaml_block_map(opc__yaml *y) {
         bad = opc__yaml_scalar(y, 0);
         if (bad != NULL) return bad;
         opc__yaml_spaces(y);
-        if (!opc__yaml_at(y, ':')) return "a mapping of key: value is expected";
+        if (!opc__yaml_at(y, ':') || !opc__yaml_gap(y, y->p + 1)) {
+            return "a mapping of key: value is expected";
+        }
         y->p++;
         bad = opc__yaml_say(y, OPC__YAML_KEY);
         if (bad == NULL) bad = opc__yaml_block_value(y, indent);

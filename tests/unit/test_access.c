@@ -218,6 +218,25 @@ TEST(characters_that_yaml_forbids_or_takes_for_line_ends_are_refused) {
     opcomms_allow_list_release(l);
 }
 
+/* Verdicts of libyaml, on which the reference's reader is built. */
+TEST(a_colon_without_its_space_is_refused_as_the_reference_does) {
+    static const char *const bad[] = {"\"h\":1.2.3.4\n", "\"h\":null\n", "{a: ::1}", "{:,}",
+                                      "{a: null, c:,}", "{a: null, c:}", "{c:[, a: null}"};
+    static const char *const good[] = {"{\"h\":1.2.3.4}", "{a: 1.2.3.4, c}", "a: ::1\n",
+                                       "{a:b: null}", "a:b: null\n"};
+    size_t i;
+    opcomms_allow_list *l = NULL;
+    opcomms_error err;
+    CHECK_EQ(opcomms_allow_list_new(NULL, &l), OPCOMMS_OK);
+    for (i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        CHECK_EQ(opcomms_allow_list_load_text(l, bad[i], strlen(bad[i]), &err), OPCOMMS_E_SYNTAX);
+    }
+    for (i = 0; i < sizeof good / sizeof good[0]; i++) {
+        CHECK_EQ(opcomms_allow_list_load_text(l, good[i], strlen(good[i]), &err), OPCOMMS_OK);
+    }
+    opcomms_allow_list_release(l);
+}
+
 TEST(identities_with_any_character_survive_saving) {
     /* written as escapes, which are allowed where the character is not */
     const char *text = "\"\\x01\\t\\n\\x7f\\x85\\u2028\\ufeff\\uffff\\\\\\\"\\u00e9\\U0001f600:1\": []\n";
@@ -247,6 +266,7 @@ int main(void) {
     RUN(a_list_saved_and_loaded_is_the_same);
     RUN(an_address_that_ends_in_colons_survives_saving);
     RUN(characters_that_yaml_forbids_or_takes_for_line_ends_are_refused);
+    RUN(a_colon_without_its_space_is_refused_as_the_reference_does);
     RUN(identities_with_any_character_survive_saving);
     return test_end();
 }
