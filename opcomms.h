@@ -3758,9 +3758,9 @@ OPC__FN const char *opc__yaml_flow_map(opc__yaml *y) {
         }
         bad = opc__yaml_scalar(y, 1);
         if (bad == NULL) bad = opc__yaml_say(y, OPC__YAML_KEY);
-        if (bad == NULL) bad = opc__yaml_flow_space(y);
         if (bad != NULL) return bad;
-        if (*y->p == ':') {
+        opc__yaml_spaces(y); /* on a later line the colon could belong to the key's text */
+        if (opc__yaml_at(y, ':')) {
             y->p++;
             bad = opc__yaml_flow_value(y);
         } else {
