@@ -5923,6 +5923,7 @@ typedef struct opc__log {
     uint64_t durable;
     opc__log_put **put;
     uint32_t puts_max;
+    opc__log_put *spare; /* of the message before: the usual case needs no allocation */
     /* the one head and the one payload piece read last, both verified */
     uint8_t *head;
     uint32_t head_len;
@@ -6166,8 +6167,14 @@ OPC__FN opcomms_err opc__log_begin(opc__store *s, uint32_t *put) {
     uint32_t i;
     for (i = 0; i < l->puts_max; i++) {
         if (l->put[i] != NULL) continue;
-        l->put[i] = (opc__log_put *)opc__mem_alloc(l->mem, sizeof **l->put);
+        l->put[i] = l->spare != NULL
+                        ? l->spare
+                        : (opc__log_put *)opc__mem_alloc(l->mem, sizeof **l->put);
         if (l->put[i] == NULL) return OPCOMMS_E_NOMEM;
+        l->spare = NULL;
+        l->put[i]->len = 0;
+        l->put[i]->frags = 0;
+        l->put[i]->bytes = 0;
         *put = i;
         return OPCOMMS_OK;
     }
@@ -6249,7 +6256,11 @@ OPC__FN opcomms_err opc__log_peek(opc__store *s, uint32_t put, uint64_t offset, 
 
 OPC__FN void opc__log_abort(opc__store *s, uint32_t put) {
     opc__log *l = opc__log_of(s);
-    opc__mem_free(l->mem, l->put[put], sizeof **l->put);
+    if (l->spare == NULL) {
+        l->spare = l->put[put];
+    } else {
+        opc__mem_free(l->mem, l->put[put], sizeof **l->put);
+    }
     l->put[put] = NULL;
 }
 
@@ -6356,6 +6367,7 @@ OPC__FN void opc__log_free(opc__log *l) {
     for (i = 0; l->put != NULL && i < l->puts_max; i++) {
         opc__mem_free(l->mem, l->put[i], sizeof **l->put);
     }
+    opc__mem_free(l->mem, l->spare, sizeof *l->spare);
     opc__mem_free(l->mem, l->put, (size_t)l->puts_max * sizeof *l->put);
     opc__mem_free(l->mem, l->active.p, l->cap);
     opc__mem_free(l->mem, l->sealed.p, l->cap);
