@@ -756,12 +756,16 @@ OPC__FN void opc__text_i64(opc__text *t, int64_t v) {
 
 OPC__FN void opc__text_hex(opc__text *t, const uint8_t *p, size_t n) {
     static const char hex[] = "0123456789abcdef";
-    size_t i;
-    for (i = 0; i < n; i++) {
-        char two[2];
-        two[0] = hex[p[i] >> 4];
-        two[1] = hex[p[i] & 15u];
-        opc__text_bytes(t, two, 2);
+    char digits[64]; /* a whole key hash at once */
+    while (n > 0) {
+        size_t some = n < 32 ? n : 32, i;
+        for (i = 0; i < some; i++) {
+            digits[2 * i] = hex[p[i] >> 4];
+            digits[2 * i + 1] = hex[p[i] & 15u];
+        }
+        opc__text_bytes(t, digits, 2 * some);
+        p += some;
+        n -= some;
     }
 }
 
