@@ -9355,22 +9355,30 @@ OPC__FN void opc__node_slot_admitted(opcomms_peer *p, opc__slot *s) {
     }
 }
 
+/* Does the connection have unsent bytes? */
+OPC__FN int opc__node_unsent(opc__conn *c) {
+    size_t len = 0;
+    const uint8_t *out = opc__tls_out(&c->tls, &len);
+    return out != NULL && len > 0;
+}
+
 /* Work of one connection in this step. */
 OPC__FN void opc__node_slot_pump(opcomms_peer *p, opc__slot *s, uint64_t now_us) {
     opc__conn *c = &s->conn;
     uint32_t round;
     int may_recv = (s->events_ready & (int)(OPCOMMS_POLL_IN | OPCOMMS_POLL_ERR)) != 0, no = 0;
     for (round = 0; round < OPC__NODE_ROUNDS && c->state != OPC__CONN_DEAD; round++) {
-        int moved, recv_now = may_recv;
+        int moved, recv_now = may_recv, signs = 0;
         if (c->state == OPC__CONN_HANDSHAKE && recv_now && opc__tls_will_sign(&c->tls)) {
             if (p->signs > 0) { /* one signature a step: established connections come first */
                 recv_now = 0;
                 p->more = 1;
             } else {
-                p->signs++;
+                signs = 1;
             }
         }
         moved = opc__node_slot_wire(p, s, recv_now ? &may_recv : &recv_now);
+        if (signs && opc__node_unsent(c)) p->signs++; /* who only drips bytes uses up nothing */
         opc__conn_step(c, now_us);
         if (c->state == OPC__CONN_OPEN && !s->admitted) opc__node_slot_admitted(p, s);
         if (!moved) break;
@@ -9387,13 +9395,6 @@ OPC__FN void opc__node_slot_pump(opcomms_peer *p, opc__slot *s, uint64_t now_us)
         s->active_us = now_us;
     }
     if (c->state == OPC__CONN_OPEN && c->input_ended && opc__conn_quiet(c)) opc__conn_end(c);
-}
-
-/* Does the connection have unsent bytes? */
-OPC__FN int opc__node_unsent(opc__conn *c) {
-    size_t len = 0;
-    const uint8_t *out = opc__tls_out(&c->tls, &len);
-    return out != NULL && len > 0;
 }
 
 /* Ends what is over: errors, time-outs, revoked keys, orderly closes. 1: the slot is gone. */
