@@ -4127,11 +4127,26 @@ OPC__FN void opc__key_hash(const opc__key *k, uint8_t hash[32]) {
     opc__key_sha256(spki, len, hash);
 }
 
-/* The hash of a key as BearSSL decoded it from a certificate. */
+OPC__FN unsigned opc__key_bits(const uint8_t *p, size_t n) {
+    unsigned bits, top;
+    while (n > 0 && p[0] == 0) {
+        p++;
+        n--;
+    }
+    if (n == 0) return 0;
+    bits = (unsigned)n * 8u;
+    for (top = p[0]; !(top & 0x80u); top <<= 1) bits--;
+    return bits;
+}
+
+/* The hash of a key as BearSSL decoded it from a certificate. The sizes are those of our own keys:
+   BearSSL's verifier would take a 1024-bit key, which can be broken, for an identity. */
 OPC__FN opcomms_err opc__key_spki_hash_x509(const br_x509_pkey *pk, uint8_t hash[32]) {
     uint8_t spki[OPC__KEY_SPKI_MAX];
     size_t len;
     if (pk->key_type == BR_KEYTYPE_RSA) {
+        unsigned bits = opc__key_bits(pk->key.rsa.n, pk->key.rsa.nlen);
+        if (bits < 2048 || bits > 4096) return OPCOMMS_E_KEY_TYPE;
         len = opc__key_spki_write(spki, sizeof spki, pk->key.rsa.n, pk->key.rsa.nlen,
                                   pk->key.rsa.e, pk->key.rsa.elen, 0, NULL, 0);
     } else if (pk->key_type == BR_KEYTYPE_EC && (pk->key.ec.curve == BR_EC_secp256r1 ||
@@ -4147,16 +4162,6 @@ OPC__FN opcomms_err opc__key_spki_hash_x509(const br_x509_pkey *pk, uint8_t hash
 }
 
 /* ---- DER to key ---- */
-
-OPC__FN unsigned opc__key_bits(const uint8_t *p, size_t n) {
-    unsigned bits = (unsigned)n * 8u, top = n > 0 ? p[0] : 0;
-    if (n == 0) return 0;
-    while (!(top & 0x80u)) {
-        top <<= 1;
-        bits--;
-    }
-    return bits;
-}
 
 /* p * q == n ? Lengths at most 256 each. */
 OPC__FN int opc__key_product(const uint8_t *p, size_t p_len, const uint8_t *q, size_t q_len,
