@@ -4949,6 +4949,61 @@ OPC__FN opcomms_err opc__cert_hash(const uint8_t *der, size_t len, uint8_t hash[
     return OPCOMMS_OK;
 }
 
+/* One extension of a leaf: 0 when it forbids the role. RFC 5280 4.2.1.9: a leaf is no CA; 4.2.1.12:
+   purposes, if there are any, must name the role. */
+OPC__FN int opc__cert_extension_fits(opc__rd *ext, int server) {
+    static const uint8_t basic[3] = {0x55, 0x1d, 0x13}, purposes[3] = {0x55, 0x1d, 0x25};
+    uint8_t purpose[8] = {0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x02};
+    opc__rd oid, value, seq, el;
+    unsigned tag = 0;
+    if (!opc__der_expect(ext, OPC__DER_OID, &oid) || !opc__der_next(ext, &tag, &value)) return 0;
+    if (tag == 0x01 && !opc__der_next(ext, &tag, &value)) return 0; /* critical */
+    if (tag != OPC__DER_OCTETS) return 0;
+    if (opc__der_is(&oid, basic, sizeof basic)) {
+        if (!opc__der_expect(&value, OPC__DER_SEQ, &seq)) return 0;
+        return !(opc__rd_left(&seq) >= 3 && seq.p[0] == 0x01 && seq.p[2] != 0);
+    }
+    if (!opc__der_is(&oid, purposes, sizeof purposes)) return 1;
+    if (server) purpose[7] = 0x01;
+    if (!opc__der_expect(&value, OPC__DER_SEQ, &seq)) return 0;
+    while (opc__rd_left(&seq) > 0) {
+        if (!opc__der_expect(&seq, OPC__DER_OID, &el)) return 0;
+        if (opc__der_is(&el, purpose, sizeof purpose)) return 1;
+    }
+    return 0;
+}
+
+/* What BearSSL's verifier does not ask of a leaf and the reference's does: version 3, no CA, the
+   right purpose. `server`: the leaf is shown by a server. The end of der may be missing, as long as
+   all that is signed is there. */
+OPC__FN int opc__cert_leaf_fits(const uint8_t *der, size_t len, int server) {
+    static const uint8_t v3[3] = {0x02, 0x01, 0x02};
+    opc__rd r, tbs, el, exts, ext;
+    unsigned tag = 0, n;
+    int i;
+    opc__rd_init(&r, der, len);
+    if (opc__rd_u8(&r) != OPC__DER_SEQ) return 0;
+    n = opc__rd_u8(&r);
+    if (n > 0x80u) (void)opc__rd_bytes(&r, n & 0x7fu);
+    if (r.bad || !opc__der_expect(&r, OPC__DER_SEQ, &tbs) ||
+        !opc__der_expect(&tbs, 0xa0, &el) || !opc__der_is(&el, v3, sizeof v3)) {
+        return 0;
+    }
+    for (i = 0; i < 6; i++) { /* serial, algorithm, issuer, validity, subject, key */
+        if (!opc__der_next(&tbs, &tag, &el)) return 0;
+    }
+    while (opc__rd_left(&tbs) > 0) {
+        if (!opc__der_next(&tbs, &tag, &el)) return 0;
+        if (tag != 0xa3) continue; /* unique identifiers */
+        if (!opc__der_expect(&el, OPC__DER_SEQ, &exts)) return 0;
+        while (opc__rd_left(&exts) > 0) {
+            if (!opc__der_expect(&exts, OPC__DER_SEQ, &ext)) return 0;
+            if (!opc__cert_extension_fits(&ext, server)) return 0;
+        }
+    }
+    return 1;
+}
+
 /* PEM or DER. */
 OPC__FN opcomms_err opc__cert_file_hash(const opcomms_platform *plat, const char *path,
                                         uint8_t hash[32], opcomms_error *err) {
@@ -5026,6 +5081,9 @@ typedef struct opc__tls_x509 {
     const br_x509_class *vtable;
     br_x509_minimal_context inner;
     struct opc__tls *owner;
+    uint32_t certs;
+    uint32_t leaf_len; /* of the first certificate, kept for opc__cert_leaf_fits */
+    uint8_t leaf[1024]; /* enough for all that is signed in a leaf; the signature may be cut */
 } opc__tls_x509;
 
 typedef struct opc__tls {
@@ -5070,14 +5128,23 @@ OPC__FN void opc__tls_start_chain(const br_x509_class **ctx, const char *server_
     (void)server_name; /* names identify nobody here */
     x->owner->have_peer = 0; /* a session that was found did not do after all */
     x->owner->chain_seen = 1;
+    x->certs = 0;
+    x->leaf_len = 0;
     x->inner.vtable->start_chain(&x->inner.vtable, NULL);
 }
 OPC__FN void opc__tls_start_cert(const br_x509_class **ctx, uint32_t length) {
     opc__tls_x509 *x = (opc__tls_x509 *)(void *)ctx;
+    x->certs++;
     x->inner.vtable->start_cert(&x->inner.vtable, length);
 }
 OPC__FN void opc__tls_append(const br_x509_class **ctx, const unsigned char *buf, size_t len) {
     opc__tls_x509 *x = (opc__tls_x509 *)(void *)ctx;
+    if (x->certs == 1 && x->leaf_len < sizeof x->leaf) {
+        size_t n = sizeof x->leaf - x->leaf_len;
+        if (n > len) n = len;
+        memcpy(x->leaf + x->leaf_len, buf, n);
+        x->leaf_len += (uint32_t)n;
+    }
     x->inner.vtable->append(&x->inner.vtable, buf, len);
 }
 OPC__FN void opc__tls_end_cert(const br_x509_class **ctx) {
@@ -5092,6 +5159,10 @@ OPC__FN unsigned opc__tls_end_chain(const br_x509_class **ctx) {
     uint8_t hash[32];
     unsigned rc = x->inner.vtable->end_chain(&x->inner.vtable);
     if (rc != 0) return rc;
+    if (!opc__cert_leaf_fits(x->leaf, x->leaf_len, !t->is_server)) {
+        t->refusal = OPCOMMS_E_CERT;
+        return BR_ERR_X509_FORBIDDEN_KEY_USAGE;
+    }
     pk = x->inner.vtable->get_pkey(&x->inner.vtable, &usages);
     if (pk == NULL || opc__key_spki_hash_x509(pk, hash) != OPCOMMS_OK) {
         t->refusal = OPCOMMS_E_CERT;
