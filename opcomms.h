@@ -5182,7 +5182,10 @@ OPC__FN unsigned opc__tls_end_chain(const br_x509_class **ctx) {
 }
 OPC__FN const br_x509_pkey *opc__tls_get_pkey(const br_x509_class *const *ctx, unsigned *usages) {
     const opc__tls_x509 *x = (const opc__tls_x509 *)(const void *)ctx;
-    return x->inner.vtable->get_pkey(&x->inner.vtable, usages);
+    const br_x509_pkey *pk = x->inner.vtable->get_pkey(&x->inner.vtable, usages);
+    /* The reference does not look at keyUsage; our suites use the key for signatures only. */
+    if (usages != NULL) *usages = BR_KEYTYPE_SIGN;
+    return pk;
 }
 
 /* BearSSL hands its key-exchange curves to the ECDSA verifier; ours keeps P-256 and P-384. */
