@@ -5539,15 +5539,20 @@ OPC__FN int opc__tls_will_sign(const opc__tls *t) {
 
 #define OPC__TLS_ALERT 7u
 
-/* The engine refuses a certificate without a word. This is the word: a fatal alert (RFC 5246 7.2),
-   in the clear because neither side has changed its cipher yet. 0: there is nothing to say. */
+/* The engine refuses a certificate, or the lack of one, without a word. This is the word: a fatal
+   alert (RFC 5246 7.2), in the clear because neither side has changed its cipher yet. 0: there is
+   nothing to say. */
 OPC__FN size_t opc__tls_alert(const opc__tls *t, uint8_t out[OPC__TLS_ALERT]) {
     static const uint8_t head[6] = {21, 3, 3, 0, 2, 2};
     int code = t->eng == NULL || t->ready ? 0 : br_ssl_engine_last_error(t->eng);
-    if (code < 32 || code >= 64) return 0; /* not a certificate's fault */
+    if (code != BR_ERR_NO_CLIENT_AUTH && (code < 32 || code >= 64)) return 0;
     memcpy(out, head, sizeof head);
-    if (t->refusal != OPCOMMS_OK) {
+    if (t->refusal == OPCOMMS_E_IDENTITY || t->refusal == OPCOMMS_E_NOT_ALLOWED) {
         out[6] = 46; /* certificate_unknown, as the reference answers an unlisted key */
+    } else if (code == BR_ERR_NO_CLIENT_AUTH) {
+        out[6] = 40; /* handshake_failure: RFC 5246 7.4.6 */
+    } else if (t->refusal != OPCOMMS_OK) {
+        out[6] = 43; /* unsupported_certificate: its key, version or purpose */
     } else if (code == BR_ERR_X509_EXPIRED) {
         out[6] = 45;
     } else if (code == BR_ERR_X509_NOT_TRUSTED) {
