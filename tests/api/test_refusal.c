@@ -47,8 +47,9 @@ static void unlisted(const char *a_key, const char *b_key) {
     start(&b, b_key);
     (void)opcomms_allow_list_add(a.allow, b.hash, NULL);
     (void)opcomms_allow_list_add(b.allow, a.hash, "127.0.0.2"); /* its address is not this one */
-    (void)opcomms_allow_list_add(b.allow, b.hash, NULL); /* so that somebody is admitted from here */
-    for (i = 0; i < 5; i++) { /* every time, not only when the reset loses the race */
+    (void)opcomms_allow_list_add(b.allow, b.hash,
+                                 NULL); /* so that somebody is admitted from here */
+    for (i = 0; i < 5; i++) {           /* every time, not only when the reset loses the race */
         opcomms_error err;
         memset(&err, 0, sizeof err);
         CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "x", 1, 0, &err), OPCOMMS_E_NOT_ALLOWED);

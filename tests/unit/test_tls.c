@@ -1,4 +1,5 @@
-/* The TLS engine without sockets: identity, refusal, alerts, closing; then openssl at the other end. */
+/* The TLS engine without sockets: identity, refusal, alerts, closing; then openssl at the other
+ * end. */
 #define OPCOMMS_IMPLEMENTATION
 #include "opcomms.h"
 #include "test.h"
@@ -47,11 +48,13 @@ static int set_up(void) {
     int i;
     opc__key_default_mem(&m);
     opc__key_builtin_ca(&ca_key);
-    if (opc__key_load_file(opc__plat_default(), &m, "certs/own_ca.key", &own_ca_key, NULL) != OPCOMMS_OK) {
+    if (opc__key_load_file(opc__plat_default(), &m, "certs/own_ca.key", &own_ca_key, NULL) !=
+        OPCOMMS_OK) {
         return 0;
     }
     for (i = 0; i < NO_KEY; i++) {
-        if (opc__key_load_file(opc__plat_default(), &m, key_files[i], &keys[i], NULL) != OPCOMMS_OK) return 0;
+        if (opc__key_load_file(opc__plat_default(), &m, key_files[i], &keys[i], NULL) != OPCOMMS_OK)
+            return 0;
         if (opc__tls_ctx_init(&contexts[i], &keys[i], &ca_key, 0, NULL) != OPCOMMS_OK) return 0;
         opc__key_hash(&keys[i], hashes[i]);
     }
@@ -64,9 +67,10 @@ typedef struct side {
     opc__tls t;
     int refuse; /* the allow list's answer */
     int asked;
-    uint8_t hash[32];       /* whom it was asked about */
-    int ready_when_asked;   /* possession was taken for proved too early */
-    size_t sent;            /* bytes put on the wire */
+    uint8_t hash[32];     /* whom it was asked about */
+    int ready_when_asked; /* possession was taken for proved too early */
+    size_t sent;          /* bytes put on the wire */
+    size_t told;          /* bytes of the last word, the alert, sent */
 } side;
 
 static side client, server;
@@ -104,24 +108,43 @@ static void open_pair(const opc__tls_ctx *c, const opc__tls_ctx *s, const uint8_
 
 static size_t flip_at = SIZE_MAX; /* damages that byte of what the client sends */
 
+/* What is to be sent next: the engine's, then the alert, as the owner of a connection does it. */
+static const uint8_t *pending(side *s, uint8_t alert[OPC__TLS_ALERT], size_t *n) {
+    const uint8_t *out = opc__tls_out(&s->t, n);
+    if (out != NULL && *n > 0) return out;
+    *n = opc__tls_closed(&s->t) ? opc__tls_alert(&s->t, alert) : 0;
+    if (*n > 0) *n -= s->told;
+    return *n > 0 ? alert + s->told : NULL;
+}
+
+static void pending_done(side *s, const uint8_t *out, const uint8_t *alert, size_t n) {
+    if (out == alert + s->told) {
+        s->told += n;
+    } else {
+        opc__tls_out_done(&s->t, n);
+    }
+}
+
 /* Moves at most `step` bytes from a to b; how many. What b has no room for is lost with its end. */
 static size_t move(side *a, side *b, size_t step) {
+    uint8_t alert[OPC__TLS_ALERT];
     size_t n = 0, room = 0;
-    const uint8_t *out = opc__tls_out(&a->t, &n);
+    const uint8_t *out = pending(a, alert, &n);
     uint8_t *in;
-    if (out == NULL || n == 0) return 0;
+    if (out == NULL) return 0;
     if (n > step) n = step;
     in = opc__tls_in(&b->t, &room);
     if (in != NULL && room > 0) {
         if (n > room) n = room;
         memcpy(in, out, n);
-        if (a == &client && flip_at >= a->sent && flip_at < a->sent + n) in[flip_at - a->sent] ^= 0x10;
+        if (a == &client && flip_at >= a->sent && flip_at < a->sent + n)
+            in[flip_at - a->sent] ^= 0x10;
         opc__tls_in_done(&b->t, n);
     } else if (!opc__tls_closed(&b->t)) {
         return 0;
     }
     a->sent += n;
-    opc__tls_out_done(&a->t, n);
+    pending_done(a, out, alert, n);
     return n;
 }
 
@@ -269,7 +292,8 @@ TEST(a_client_that_is_not_listed_is_refused_and_told_so_by_the_alert) {
             CHECK_EQ(server.asked, 1);
             CHECK(memcmp(server.hash, hashes[who[i]], 32) == 0);
             CHECK_EQ(verdict(&client, &code), OPCOMMS_E_NOT_ALLOWED);
-            CHECK_EQ(code, BR_ERR_RECV_FATAL_ALERT + 46); /* certificate_unknown, as the reference */
+            CHECK_EQ(code,
+                     BR_ERR_RECV_FATAL_ALERT + 46); /* certificate_unknown, as the reference */
             CHECK(opc__tls_closed(&client.t) && opc__tls_closed(&server.t));
             check_nothing(&client);
             check_nothing(&server);
@@ -409,7 +433,8 @@ static opcomms_err judge(side *s, const uint8_t *der, size_t len, size_t step) {
     return s->t.refusal != OPCOMMS_OK ? s->t.refusal : OPCOMMS_E_CERT;
 }
 
-static int next_variant(FILE *f, char name[64], char as_client[8], char as_server[8], char *rest, size_t cap) {
+static int next_variant(FILE *f, char name[64], char as_client[8], char as_server[8], char *rest,
+                        size_t cap) {
     char line[512];
     while (fgets(line, sizeof line, f) != NULL) {
         if (line[0] == '#') continue;
@@ -504,7 +529,8 @@ static int reference_accepts(const char *file, const char *name) {
     CHECK(f != NULL);
     while (f != NULL && fgets(line, sizeof line, f) != NULL) {
         size_t n = strcspn(line, " ");
-        if (n == strlen(name) && memcmp(line, name, n) == 0) verdict = strstr(line, " ACCEPTED | ") != NULL;
+        if (n == strlen(name) && memcmp(line, name, n) == 0)
+            verdict = strstr(line, " ACCEPTED | ") != NULL;
     }
     if (f != NULL) fclose(f);
     return verdict;
@@ -540,7 +566,8 @@ TEST(a_leaf_with_the_ca_behind_it_is_accepted) {
     chain[1].data_len = load(CERTS "reference_ca.der", ca_der, sizeof ca_der);
     open_pair(&contexts[P256A], &contexts[P256B], hashes[P256B]);
     br_ssl_client_set_single_ec(&client.t.u.client, chain, 2, &keys[P256A].ec, BR_KEYTYPE_SIGN,
-                                BR_KEYTYPE_RSA, br_ec_get_default(), br_ecdsa_sign_asn1_get_default());
+                                BR_KEYTYPE_RSA, br_ec_get_default(),
+                                br_ecdsa_sign_asn1_get_default());
     settle(SIZE_MAX);
     CHECK(opc__tls_ready(&client.t) && opc__tls_ready(&server.t));
     CHECK(memcmp(opc__tls_peer(&server.t), hashes[P256A], 32) == 0);
@@ -643,7 +670,8 @@ TEST(close_notify_ends_both_sides_after_all_that_was_sent_has_arrived) {
     opc__tls_close(&server.t);
 }
 
-/* The trap: unread data at the moment of closing leaves the engine in a state of nothing for ever. */
+/* The trap: unread data at the moment of closing leaves the engine in a state of nothing for ever.
+ */
 TEST(closing_with_unread_data_and_more_on_its_way_still_ends) {
     size_t n = 0, i;
     static uint8_t block[4096];
@@ -684,7 +712,8 @@ TEST(both_sides_may_write_at_once_without_end_and_nothing_locks_up) {
             n = 0;
             p = opc__tls_read(&side_of[k]->t, &n);
             if (p == NULL || n == 0) continue;
-            if (n > sizeof block - have[k] % sizeof block) n = sizeof block - have[k] % sizeof block;
+            if (n > sizeof block - have[k] % sizeof block)
+                n = sizeof block - have[k] % sizeof block;
             CHECK(memcmp(p, block + have[k] % sizeof block, n) == 0);
             have[k] += n;
             opc__tls_read_done(&side_of[k]->t, n);
@@ -791,13 +820,13 @@ static int drive(side *s, intptr_t sock, const char *until) {
         size_t n = 0, put_n = 0;
         int os = 0;
         const uint8_t *out;
-        uint8_t *in;
+        uint8_t *in, alert[OPC__TLS_ALERT];
         const uint8_t *data;
         opcomms_pollfd fd;
         opcomms_err rc;
-        while ((out = opc__tls_out(&s->t, &n)) != NULL && n > 0) {
+        while ((out = pending(s, alert, &n)) != NULL) {
             if (p->sock_send(NULL, sock, out, n, &put_n, &os) != OPCOMMS_OK) return 0;
-            opc__tls_out_done(&s->t, put_n);
+            pending_done(s, out, alert, put_n);
         }
         if (opc__tls_ready(&s->t) && until == NULL) return 1;
         while ((data = opc__tls_read(&s->t, &n)) != NULL && n > 0) {
@@ -829,7 +858,8 @@ typedef struct run {
     int established;
 } run;
 
-/* openssl s_client against our server with key `key`; `say` goes into its input after the handshake. */
+/* openssl s_client against our server with key `key`; `say` goes into its input after the
+ * handshake. */
 static void against_s_client(int key, int client_key, const char *options, const char *say,
                              const char *until, run *r) {
     const opcomms_platform *p = opc__plat_default();
@@ -905,9 +935,11 @@ TEST(openssl_s_client_gets_each_suite_with_each_group_from_either_kind_of_key) {
                 int key = kind == 0 ? RSA1 : P256A;
                 static run r;
                 /* An EC certificate's own curve must be among the groups for openssl to take it. */
-                snprintf(options, sizeof options, "-tls1_2 -cipher %s -groups %s%s", suites[kind][suite],
-                         groups[group].name, kind == 1 && group != 1 ? ":P-256" : "");
-                against_s_client(key, (group + suite) % 2 ? P256B : RSA2, options, "hello\n", "hello", &r);
+                snprintf(options, sizeof options, "-tls1_2 -cipher %s -groups %s%s",
+                         suites[kind][suite], groups[group].name,
+                         kind == 1 && group != 1 ? ":P-256" : "");
+                against_s_client(key, (group + suite) % 2 ? P256B : RSA2, options, "hello\n",
+                                 "hello", &r);
                 CHECK(r.established);
                 snprintf(cipher, sizeof cipher, "New, TLSv1.2, Cipher is %s", suites[kind][suite]);
                 CHECK(says(&r, cipher));
@@ -924,11 +956,13 @@ TEST(openssl_s_client_with_its_own_preferences_gets_x25519_and_our_first_suite) 
     against_s_client(RSA1, RSA2, "-tls1_2", "hello\n", "hello", &r);
     CHECK(r.established);
     CHECK(says(&r, "X25519, 253 bits"));
-    CHECK(says(&r, br_aes_x86ni_ctr_get_vtable() != NULL ? "Cipher is ECDHE-RSA-AES128-GCM-SHA256"
-                                                         : "Cipher is ECDHE-RSA-CHACHA20-POLY1305"));
+    CHECK(says(&r, br_aes_x86ni_ctr_get_vtable() != NULL
+                       ? "Cipher is ECDHE-RSA-AES128-GCM-SHA256"
+                       : "Cipher is ECDHE-RSA-CHACHA20-POLY1305"));
     CHECK(says(&r, "CN = rcgen self signed cert")); /* whose leaves we ask for */
     CHECK(says(&r, "Secure Renegotiation IS supported"));
-    against_s_client(RSA1, RSA2, "", "hello\n", "hello", &r); /* offers 1.3 too: falls back to 1.2 */
+    against_s_client(RSA1, RSA2, "", "hello\n", "hello",
+                     &r); /* offers 1.3 too: falls back to 1.2 */
     CHECK(r.established);
     CHECK(says(&r, "New, TLSv1.2"));
     /* The group we would not choose comes first: the better one is taken all the same. */
@@ -988,10 +1022,11 @@ static void against_s_server(int key, int client_key, const char *options, run *
     a.ip[0] = 127;
     a.ip[3] = 1;
     write_cert(key, cert);
-    snprintf(command, sizeof command,
-             "exec timeout 30 openssl s_server -accept 127.0.0.1:0 -naccept 1 -cert %s -key %s -CAfile "
-             "%s/ca.pem -Verify 1 -verify_return_error -rev %s </dev/null 2>&1",
-             cert, key_files[key], dir_path, options);
+    snprintf(
+        command, sizeof command,
+        "exec timeout 30 openssl s_server -accept 127.0.0.1:0 -naccept 1 -cert %s -key %s -CAfile "
+        "%s/ca.pem -Verify 1 -verify_return_error -rev %s </dev/null 2>&1",
+        cert, key_files[key], dir_path, options);
     f = popen(command, "r");
     CHECK(f != NULL);
     if (f == NULL) return;
@@ -1053,11 +1088,11 @@ TEST(openssl_s_server_gets_each_suite_with_x25519_from_us) {
 }
 
 TEST(openssl_s_server_is_refused_other_versions_and_suites) {
-    static const char *const options[] = {"-tls1_1 -cipher DEFAULT:@SECLEVEL=0", "-tls1_3",
-                                          "-tls1_2 -cipher ECDHE-RSA-AES256-GCM-SHA384",
-                                          "-tls1_2 -cipher AES128-SHA",
-                                          /* We offer X25519 alone: every peer of the protocol has it. */
-                                          "-tls1_2 -groups P-256:P-384"};
+    static const char *const options[] = {
+        "-tls1_1 -cipher DEFAULT:@SECLEVEL=0", "-tls1_3",
+        "-tls1_2 -cipher ECDHE-RSA-AES256-GCM-SHA384", "-tls1_2 -cipher AES128-SHA",
+        /* We offer X25519 alone: every peer of the protocol has it. */
+        "-tls1_2 -groups P-256:P-384"};
     size_t i;
     static run r;
     for (i = 0; i < sizeof options / sizeof options[0]; i++) {
