@@ -5626,6 +5626,7 @@ typedef struct opc__store_class {
     uint64_t (*durable)(opc__store *s);
     opcomms_err (*write)(opc__store *s);       /* hand to the system now, without sync */
     opcomms_err (*flush_begin)(opc__store *s); /* seal; OPCOMMS_E_AGAIN: nothing, or one runs */
+    opcomms_err (*ahead_begin)(opc__store *s); /* as flush_begin; prepares space, if it is time */
     opcomms_err (*flush_run)(opc__store *s);   /* without the lock: write and sync */
     opcomms_err (*flush_end)(opc__store *s, opcomms_err result);
     opcomms_err (*close)(opc__store *s);
@@ -5872,7 +5873,8 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
         opc__ram_room,  opc__ram_begin, opc__ram_data,        opc__ram_rewind,   opc__ram_peek,
         opc__ram_commit, opc__ram_abort, opc__ram_ack,        opc__ram_meta,     opc__ram_read,
         opc__ram_position, opc__ram_position, opc__ram_position, opc__ram_write,
-        opc__ram_flush_begin, opc__ram_write, opc__ram_flush_end, opc__ram_close, opc__ram_bytes,
+        opc__ram_flush_begin, opc__ram_flush_begin, opc__ram_write, opc__ram_flush_end,
+        opc__ram_close, opc__ram_bytes,
     };
     opc__ram *r = (opc__ram *)opc__mem_alloc(mem, sizeof *r);
     if (r == NULL) return OPCOMMS_E_NOMEM;
@@ -5939,6 +5941,9 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
    kept; above that a reader which does not know it refuses the log. Bodies of types 1 to 3 never
    change. A newer major version is refused.
 
+   Space: zeros are written ahead of the batches and synced, so that a sync of a batch need not also
+   commit a new file size; zeros behind the last batch are no tail.
+
    Recovery: with D the highest synced_to of any valid batch, also of those behind a bad place, and
    of the header, a bad place below D is damage: OPCOMMS_E_LOG_DAMAGED with its offset, and the file
    stays as it is. At or above D it is a torn tail: cut there; what is kept from above D is written
@@ -5955,6 +5960,8 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
 #define OPC__LOG_FIXED 84u
 #define OPC__LOG_HEAD_MAX (OPC__LOG_FIXED + 8u * OPC__LOG_FRAGS + 1024u)
 #define OPC__LOG_BUFFER 262144u
+#define OPC__LOG_AHEAD 4194304u
+#define OPC__LOG_AHEAD_MIN 65536u
 #define OPC__LOG_UID_SKIP ((uint64_t)1 << 20)
 #define OPC__LOG_UID_MAX ((uint64_t)1 << 62)
 #define OPC__LOG_CLOSED 1u
@@ -5971,6 +5978,7 @@ typedef struct opc__log_options {
     int durability; /* as opcomms_durability */
     uint32_t buffer_bytes; /* each of two; 0: 256 KiB */
     uint32_t puts_max;
+    uint32_t ahead_bytes; /* most that is written ahead at once; 0: nothing */
     uint64_t log_bytes_max;
 } opc__log_options;
 
@@ -6009,6 +6017,13 @@ typedef struct opc__log {
     opcomms_err failed;
     uint64_t written;
     uint64_t durable;
+    uint64_t opened; /* the end when it was opened */
+    uint64_t cut;    /* bytes that opening cut off */
+    /* owned by the flush under way, by the lock's holder otherwise */
+    int flush_os;
+    int filling;
+    uint32_t ahead;
+    uint64_t zeroed; /* behind the batches the file holds zeros up to here */
     opc__log_put **put;
     uint32_t puts_max;
     opc__log_put *spare; /* of the message before: the usual case needs no allocation */
@@ -6406,40 +6421,90 @@ OPC__FN opcomms_err opc__log_ack(opc__store *s, uint64_t ref, uint64_t uid, uint
 
 /* ---- flushing ---- */
 
-OPC__FN opcomms_err opc__log_flush_begin(opc__store *s) {
-    opc__log *l = opc__log_of(s);
-    opc__log_buffer b;
-    if (l->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
-    if (l->flushing || (l->active.ops == 0 && l->durable == l->written)) return OPCOMMS_E_AGAIN;
+/* The active buffer, complete or without a batch, becomes the sealed one. */
+OPC__FN void opc__log_swap(opc__log *l) {
+    opc__log_buffer b = l->sealed;
     if (l->active.ops > 0) {
         opc__log_seal(l, 0);
     } else {
         l->active.len = 0; /* only a sync of what was written before */
     }
-    b = l->sealed;
     l->sealed = l->active;
     l->active = b;
     l->active.at = l->sealed.at + l->sealed.len;
     l->active.len = OPC__LOG_BATCH;
     l->active.ops = 0;
     l->flushing = 1;
+}
+
+OPC__FN opcomms_err opc__log_flush_begin(opc__store *s) {
+    opc__log *l = opc__log_of(s);
+    if (l->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
+    if (l->flushing || (l->active.ops == 0 && l->durable == l->written)) return OPCOMMS_E_AGAIN;
+    opc__log_swap(l);
     return OPCOMMS_OK;
 }
 
-/* Touches nothing that the lock guards: the sealed buffer is out of everybody's way. */
+/* How far ahead of `end` zeros are written: as much again as the log has, within bounds. */
+OPC__FN uint64_t opc__log_step(const opc__log *l, uint64_t end) {
+    uint64_t step = end < OPC__LOG_AHEAD_MIN ? OPC__LOG_AHEAD_MIN : end;
+    if (step > l->ahead) step = l->ahead;
+    if (end >= l->bytes_max) return 0;
+    return step < l->bytes_max - end ? step : l->bytes_max - end;
+}
+
+/* For the time when nobody waits: a flush that writes zeros ahead, when less than half a step of
+   them is left. A log that nothing was appended to stays as it is. */
+OPC__FN opcomms_err opc__log_ahead_begin(opc__store *s) {
+    opc__log *l = opc__log_of(s);
+    uint64_t end = l->active.at, left;
+    if (l->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
+    if (l->flushing || l->active.ops > 0 || end == l->opened) return OPCOMMS_E_AGAIN;
+    left = l->zeroed > end ? l->zeroed - end : 0;
+    if (left >= (opc__log_step(l, end) + 1) / 2) return OPCOMMS_E_AGAIN;
+    l->filling = 1;
+    opc__log_swap(l);
+    return OPCOMMS_OK;
+}
+
+/* Zeros behind the sealed buffer. No room for them is no error: nothing depends on them. */
+OPC__FN void opc__log_fill(opc__log *l) {
+    uint8_t zero[4096];
+    uint64_t end = l->sealed.at + l->sealed.len, to = end + opc__log_step(l, end);
+    uint64_t at = l->zeroed > end ? l->zeroed : end;
+    int os = 0;
+    memset(zero, 0, sizeof zero);
+    while (at < to) {
+        size_t n = sizeof zero - (size_t)(at % sizeof zero);
+        if (n > to - at) n = (size_t)(to - at);
+        if (opc__plat_write_all(l->plat, l->file, at, zero, n, &os) != OPCOMMS_OK) {
+            l->ahead = 0; /* the log then grows batch by batch */
+            break;
+        }
+        at += n;
+    }
+    l->zeroed = at;
+}
+
+/* Touches nothing that the lock guards: the sealed buffer is out of everybody's way. When the
+   space ahead is used up, more is made here. */
 OPC__FN opcomms_err opc__log_flush_run(opc__store *s) {
     opc__log *l = opc__log_of(s);
-    int os = 0;
     opcomms_err rc = opc__plat_write_all(l->plat, l->file, l->sealed.at, l->sealed.p,
-                                         l->sealed.len, &os);
-    if (rc == OPCOMMS_OK) rc = l->plat->file_sync(l->plat->user, l->file, &os);
-    return rc;
+                                         l->sealed.len, &l->flush_os);
+    if (rc != OPCOMMS_OK) return rc;
+    if (l->filling || (l->ahead > 0 && l->sealed.at + l->sealed.len > l->zeroed)) opc__log_fill(l);
+    return l->plat->file_sync(l->plat->user, l->file, &l->flush_os);
 }
 
 OPC__FN opcomms_err opc__log_flush_end(opc__store *s, opcomms_err result) {
     opc__log *l = opc__log_of(s);
     l->flushing = 0;
-    if (result != OPCOMMS_OK) return opc__log_poison(l, result);
+    l->filling = 0;
+    if (result != OPCOMMS_OK) {
+        l->os_code = l->flush_os;
+        return opc__log_poison(l, result);
+    }
     l->written = l->sealed.at + l->sealed.len;
     l->durable = l->written;
     return OPCOMMS_OK;
@@ -6469,6 +6534,7 @@ OPC__FN opcomms_err opc__log_close(opc__store *s) {
     opc__log *l = opc__log_of(s);
     opcomms_err rc = l->failed;
     OPCOMMS_ASSERT(!l->flushing);
+    l->ahead = 0;
     if (rc == OPCOMMS_OK) {
         rc = opc__log_flush_begin(s);
         if (rc == OPCOMMS_OK) rc = opc__log_flush_end(s, opc__log_flush_run(s));
@@ -6494,6 +6560,7 @@ typedef struct opc__log_scan {
     uint64_t buf_at;
     uint64_t size;
     uint64_t end;     /* behind the last batch of the unbroken row */
+    uint64_t used;    /* only zeros from here on */
     uint64_t synced;  /* D */
     uint64_t counter; /* the highest open counter seen */
     uint64_t uid_last;
@@ -6665,27 +6732,42 @@ OPC__FN opcomms_err opc__log_batch_at(opc__log *l, opc__log_scan *c, uint64_t at
                                                                     : OPCOMMS_E_NOT_FOUND;
 }
 
-/* Looks for valid batches behind a bad place: what they say was synced decides what it means. */
+/* The first place in n bytes that may begin a batch; n: none. */
+OPC__FN size_t opc__log_magic(const uint8_t *p, size_t n) {
+    size_t i = 0;
+    while (i + 4 <= n) {
+        const uint8_t *q = (const uint8_t *)memchr(p + i, OPC__LOG_MAGIC >> 24, n - i - 3);
+        if (q == NULL) return n;
+        if (opc__buf_be32(q) == OPC__LOG_MAGIC) return (size_t)(q - p);
+        i = (size_t)(q - p) + 1;
+    }
+    return n;
+}
+
+/* Looks for valid batches behind a bad place: what they say was synced decides what it means. Also
+   finds where the zeros begin. */
 OPC__FN opcomms_err opc__log_search(opc__log *l, opc__log_scan *c, uint64_t from) {
     uint64_t at = from;
-    while (c->size - at >= OPC__LOG_BATCH) {
-        size_t most = c->buf_cap < 65536u ? c->buf_cap : 65536u, i;
-        size_t n = c->size - at < most ? (size_t)(c->size - at) : most;
-        uint64_t next = at + n - 3;
+    while (at < c->size) {
+        size_t most = c->buf_cap < 65536u ? c->buf_cap : 65536u;
+        size_t n = c->size - at < most ? (size_t)(c->size - at) : most, i, used;
+        uint64_t next = at + n == c->size ? c->size : at + n - 3;
         uint8_t *p = NULL;
         uint32_t len = 0;
         opcomms_err rc = opc__log_window(l, c, at, n, &p);
         if (rc != OPCOMMS_OK) return rc;
-        for (i = 0; i + 4 <= n && opc__buf_be32(p + i) != OPC__LOG_MAGIC; i++) {
-            const uint8_t *q = (const uint8_t *)memchr(p + i + 1, OPC__LOG_MAGIC >> 24, n - i - 4);
-            i = q != NULL ? (size_t)(q - p) - 1 : n - 4;
-        }
-        if (i + 4 <= n) {
+        i = opc__log_magic(p, n);
+        used = i < n ? i + 4 : n;
+        if (p[0] == 0 && memcmp(p, p + 1, used - 1) == 0) used = 0;
+        while (used > 0 && p[used - 1] == 0) used--;
+        if (used > 0) c->used = at + used;
+        if (i < n) {
             rc = opc__log_batch_at(l, c, at + i, &p, &len);
             if (rc != OPCOMMS_OK && rc != OPCOMMS_E_NOT_FOUND) return rc;
-            next = at + i + (rc == OPCOMMS_OK ? len : 1);
-            if (rc == OPCOMMS_OK && opc__buf_be64(p + 32) > c->synced) {
-                c->synced = opc__buf_be64(p + 32);
+            next = at + i + 1;
+            if (rc == OPCOMMS_OK) {
+                next = c->used = at + i + len;
+                if (opc__buf_be64(p + 32) > c->synced) c->synced = opc__buf_be64(p + 32);
             }
         }
         at = next;
@@ -6785,8 +6867,12 @@ OPC__FN opcomms_err opc__log_replay(opc__log *l, opc__log_scan *c, uint64_t at, 
 OPC__FN opcomms_err opc__log_settle(opc__log *l, opc__log_scan *c, int *os) {
     uint64_t at = c->synced > OPC__LOG_HEADER ? c->synced : OPC__LOG_HEADER;
     opcomms_err rc = OPCOMMS_OK;
-    if (c->size > c->end) rc = l->plat->file_truncate(l->plat->user, l->file, c->end, os);
-    if (c->size > c->end) c->size = c->end;
+    if (c->used > c->end) {
+        rc = l->plat->file_truncate(l->plat->user, l->file, c->end, os);
+        c->size = c->end;
+        l->cut = c->used - c->end;
+    }
+    l->zeroed = c->size;
     while (rc == OPCOMMS_OK && at < c->end) {
         size_t n = c->end - at < c->buf_cap ? (size_t)(c->end - at) : c->buf_cap;
         uint8_t *p = NULL;
@@ -6817,6 +6903,7 @@ OPC__FN opcomms_err opc__log_recover(opc__log *l, opc__log_scan *c, opcomms_erro
         at += len;
     }
     c->end = at;
+    c->used = at;
     if (counter > c->counter) c->counter = counter;
     if (rc == OPCOMMS_OK || rc == OPCOMMS_E_NOT_FOUND) {
         rc = at < c->size ? opc__log_search(l, c, at) : OPCOMMS_OK;
@@ -6858,6 +6945,7 @@ OPC__FN opcomms_err opc__log_load(opc__log *l, const opc__log_options *o, opc__s
     l->active.len = OPC__LOG_BATCH;
     l->written = c.end;
     l->durable = c.end;
+    l->opened = c.end;
     for (i = 0; rc == OPCOMMS_OK && i < c.count; i++) {
         opc__msg_meta m;
         if (c.ref[i] == 0) continue;
@@ -6906,8 +6994,8 @@ OPC__FN opcomms_err opc__log_open(const opc__log_options *o, opc__store_found fo
         opc__log_room,   opc__log_begin,       opc__log_data,      opc__log_rewind,
         opc__log_peek,   opc__log_commit,      opc__log_abort,     opc__log_ack,
         opc__log_meta,   opc__log_read,        opc__log_end,       opc__log_written,
-        opc__log_durable, opc__log_write,      opc__log_flush_begin, opc__log_flush_run,
-        opc__log_flush_end, opc__log_close,    opc__log_bytes,
+        opc__log_durable, opc__log_write,      opc__log_flush_begin, opc__log_ahead_begin,
+        opc__log_flush_run, opc__log_flush_end, opc__log_close,    opc__log_bytes,
     };
     opc__log *l = (opc__log *)opc__mem_alloc(o->mem, sizeof *l);
     opcomms_err rc;
@@ -6920,6 +7008,7 @@ OPC__FN opcomms_err opc__log_open(const opc__log_options *o, opc__store_found fo
     OPCOMMS_ASSERT(l->cap >= 65536u);
     OPCOMMS_ASSERT(l->cap <= OPC__LOG_BATCH_MAX);
     l->bytes_max = o->log_bytes_max;
+    l->ahead = o->ahead_bytes;
     l->puts_max = o->puts_max;
     l->put = (opc__log_put **)opc__mem_array(o->mem, o->puts_max, sizeof *l->put);
     l->active.p = (uint8_t *)opc__mem_alloc(o->mem, l->cap);
@@ -9016,16 +9105,10 @@ OPC__FN void opc__node_visible(opcomms_peer *p) {
     opc__cond_all(&p->changed);
 }
 
-/* One flush in this thread, with the lock open while the disk works. */
-OPC__FN void opc__node_flush_inline(opcomms_peer *p) {
-    opcomms_err rc = p->store->c->flush_begin(p->store);
-    if (rc == OPCOMMS_E_AGAIN) return;
-    if (rc != OPCOMMS_OK) {
-        opc__node_failed(p, rc);
-        return;
-    }
+/* One flush that has begun, in this thread, with the lock open while the disk works. */
+OPC__FN void opc__node_flush_here(opcomms_peer *p) {
+    opcomms_err rc;
     p->flushing = 1;
-    p->unflushed = 0;
     opc__mutex_unlock(&p->lock);
     rc = p->store->c->flush_run(p->store);
     opc__mutex_lock(&p->lock);
@@ -9035,6 +9118,29 @@ OPC__FN void opc__node_flush_inline(opcomms_peer *p) {
     opc__node_failed(p, rc);
     opc__node_visible(p);
     opc__cond_all(&p->changed);
+}
+
+OPC__FN void opc__node_flush_inline(opcomms_peer *p) {
+    opcomms_err rc = p->store->c->flush_begin(p->store);
+    if (rc == OPCOMMS_E_AGAIN) return;
+    if (rc != OPCOMMS_OK) {
+        opc__node_failed(p, rc);
+        return;
+    }
+    p->unflushed = 0;
+    opc__node_flush_here(p);
+}
+
+/* Space is prepared when a step has nothing else for the disk. */
+OPC__FN void opc__node_ahead(opcomms_peer *p) {
+    if (p->failed != OPCOMMS_OK || p->flushing || p->more || p->stopping) return;
+    if (p->store->c->ahead_begin(p->store) != OPCOMMS_OK) return;
+    if (p->flush_async == NULL) {
+        opc__node_flush_here(p);
+    } else {
+        p->flushing = 1;
+        p->flush_async(p);
+    }
 }
 
 /* Writes or syncs what the durability asks for now. */
@@ -10002,6 +10108,7 @@ OPC__FN void opc__node_step(opcomms_peer *p, size_t n) {
         (void)opc__node_slot_reap(p, i - 1, now);
     }
     opc__node_links_idle(p, now);
+    opc__node_ahead(p);
 }
 
 /* >>run ==== L3 ==== who pumps the node: the background thread, the flush thread, or the caller */
@@ -10733,12 +10840,22 @@ OPC__FN opcomms_err opc__pub_open_store(opcomms_peer *p, opcomms_error *err) {
     memcpy(o.key_hash, p->hash, 32);
     o.durability = (int)cfg->durability;
     o.puts_max = puts;
+    if (cfg->durability != OPCOMMS_DURABLE_NEVER) { /* it speeds up syncs, nothing else */
+        o.ahead_bytes = cfg->log_bytes_max / 16 < OPC__LOG_AHEAD ? (uint32_t)(cfg->log_bytes_max / 16)
+                                                                 : OPC__LOG_AHEAD;
+    }
     o.log_bytes_max = cfg->log_bytes_max;
     /* What was accepted once is kept, whatever the limits say now. */
     p->mailbox.entries_max = 0x7fffffffu;
     p->mailbox.depth_max = 0x7fffffffu;
     p->mailbox.foreign_max = 0x7fffffffu;
     rc = opc__log_open(&o, opc__pub_found, p, &p->store, err);
+    if (rc == OPCOMMS_OK && opc__log_of(p->store)->cut > 0) {
+        char cut[24];
+        opc__text_init(&t, cut, sizeof cut);
+        opc__text_u64(&t, opc__log_of(p->store)->cut);
+        opc__node_say(p, OPCOMMS_LOG_WARNING, "log: bytes of unfinished writes cut off: ", cut);
+    }
     p->mailbox.entries_max = cfg->messages_max;
     p->mailbox.depth_max = cfg->queue_depth_max;
     p->mailbox.foreign_max = cfg->mailboxes_max;

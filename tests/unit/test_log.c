@@ -842,6 +842,422 @@ TEST(opening_reads_each_byte_about_once) {
     }
 }
 
+/* ---- space ---- */
+
+static int ahead(opc__store *s) { /* 1: space was made */
+    opcomms_err rc = s->c->ahead_begin(s);
+    if (rc != OPCOMMS_OK) {
+        CHECK_EQ(rc, OPCOMMS_E_AGAIN);
+        return 0;
+    }
+    CHECK_EQ(s->c->flush_end(s, s->c->flush_run(s)), OPCOMMS_OK);
+    return 1;
+}
+
+TEST(space_is_written_ahead_so_that_syncs_find_a_file_of_full_size) {
+    opc__log_options o = log_options(&disk);
+    opc__store *s = NULL;
+    size_t size;
+    int i, made = 0, grown = 0;
+    fd_clear(&disk);
+    o.ahead_bytes = OPC__LOG_AHEAD;
+    CHECK_EQ(log_open_with(&o, &s, &f, &err), OPCOMMS_OK);
+    CHECK(!ahead(s)); /* a peer that stores nothing has a small file */
+    for (i = 0; i < 3000; i++) {
+        (void)put(s, (uint8_t)i, 200, NULL);
+        size = log_file(&disk)->size;
+        flush(s);
+        grown += log_file(&disk)->size > size;
+        made += ahead(s);
+        CHECK(!ahead(s));
+    }
+    CHECK_EQ(grown, 1); /* the first */
+    CHECK(made > 2 && made < 12);
+    size = log_file(&disk)->size;
+    CHECK(size >= s->c->end(s) + 300000 && size <= 2 * s->c->end(s) + 4096);
+    shut(s);
+    CHECK_EQ(log_open_with(&o, &s, &f, &err), OPCOMMS_OK);
+    CHECK_EQ(f.count, 3000);
+    CHECK_EQ(opc__log_of(s)->cut, 0); /* zeros are no tail */
+    CHECK_EQ(log_file(&disk)->size, size);
+    (void)put(s, 1, 200, NULL);
+    flush(s);
+    CHECK(!ahead(s));
+    CHECK_EQ(log_file(&disk)->size, size);
+    for (i = 0; i < 3000 && log_file(&disk)->size == size; i++) { /* nobody has time: in a flush */
+        (void)put(s, 1, 200, NULL);
+        flush(s);
+    }
+    CHECK(i > 1000 && i < 3000);
+    CHECK(log_file(&disk)->size > size + 500000);
+    log_abandon(s);
+}
+
+TEST(no_room_for_space_ahead_is_no_error_and_the_limit_holds) {
+    opc__log_options o = log_options(&disk);
+    opc__store *s = NULL;
+    int i;
+    fd_clear(&disk);
+    o.ahead_bytes = 1 << 16;
+    o.log_bytes_max = 20000;
+    CHECK_EQ(log_open_with(&o, &s, &f, &err), OPCOMMS_OK);
+    (void)put(s, 1, 10, NULL);
+    flush(s);
+    CHECK_EQ(log_file(&disk)->size, 20000);
+    CHECK(!ahead(s));
+    shut(s);
+    fd_clear(&disk);
+    disk.space = 9000;
+    o.log_bytes_max = 1 << 26;
+    CHECK_EQ(log_open_with(&o, &s, &f, &err), OPCOMMS_OK);
+    for (i = 1; i < 10; i++) {
+        (void)put(s, (uint8_t)i, 10, NULL);
+        flush(s);
+        CHECK(!ahead(s));
+    }
+    shut(s);
+    CHECK_EQ(log_open_with(&o, &s, &f, &err), OPCOMMS_OK);
+    CHECK_EQ(f.count, 9);
+    shut(s);
+}
+
+TEST(what_was_cut_is_counted) {
+    opc__store *s = NULL;
+    size_t n, k;
+    one_session(&disk);
+    lr_read(&seen, log_file(&disk)->cache, log_file(&disk)->size);
+    for (n = 1; n < 60; n++) {
+        for (k = 0; k < 3; k++) { /* cut short, with zeros behind, with rubbish behind zeros */
+            size_t last = seen.end - n, more = k == 0 ? 0 : 5000;
+            static uint8_t all[40000];
+            memset(all, 0, sizeof all);
+            memcpy(all, seen.p, last);
+            if (k == 2) all[last + 4000] = 1;
+            fd_clear(&copy);
+            (void)fd_put(&copy, "peer.log", all, last + more);
+            CHECK_EQ(log_open(&copy, &s, &f, &err), OPCOMMS_OK);
+            while (all[last - 1] == 0) last--; /* zeros at the end of what is left are none */
+            if (k == 2) last = seen.end - n + 4001;
+            CHECK_EQ(opc__log_of(s)->cut, last - seen.batch[seen.batches - 1].at);
+            CHECK_EQ(log_file(&copy)->size, s->c->end(s));
+            log_abandon(s);
+        }
+    }
+}
+
+TEST(a_full_log_refuses_messages_and_takes_acknowledgements) {
+    opc__log_options o = log_options(&disk);
+    opc__store *s = NULL;
+    uint64_t uid[64], ref[64], position = 0;
+    int i, n = 0;
+    opcomms_err rc = OPCOMMS_OK;
+    fd_clear(&disk);
+    o.log_bytes_max = 10000;
+    CHECK_EQ(log_open_with(&o, &s, &f, &err), OPCOMMS_OK);
+    while (rc == OPCOMMS_OK && n < 64) {
+        rc = msg_put(s, (uint8_t)n, 100, &uid[n], &ref[n], &position);
+        if (rc == OPCOMMS_OK) n++;
+        flush(s);
+    }
+    CHECK_EQ(rc, OPCOMMS_E_FULL);
+    CHECK(n > 10);
+    CHECK(s->c->end(s) <= 10000);
+    CHECK_EQ(msg_put(s, 1, 20000, &uid[60], &ref[60], &position), OPCOMMS_E_FULL);
+    for (i = 0; i < n; i++) CHECK_EQ(s->c->ack(s, ref[i], uid[i], &position), OPCOMMS_OK);
+    shut(s);
+    CHECK_EQ(log_open_with(&o, &s, &f, &err), OPCOMMS_OK);
+    CHECK_EQ(f.count, 0);
+    shut(s);
+}
+
+/* ---- a disk that fails ---- */
+
+/* A fixed piece of a program's life; stops at the first error, which it returns. */
+static opcomms_err life(world *w) {
+    int i;
+    opcomms_err rc = world_open(w);
+    for (i = 0; rc == OPCOMMS_OK && i < 22; i++) {
+        rc = world_step(w);
+        if (rc == OPCOMMS_OK && i % 9 == 8) rc = world_reopen(w, i % 2);
+    }
+    if (rc == OPCOMMS_OK) {
+        rc = w->s->c->close(w->s);
+        w->s = NULL;
+    }
+    return rc;
+}
+
+/* After a failed write or sync the store takes and promises nothing more, and asks the disk nothing
+   more. */
+static void check_poisoned(world *w) {
+    opc__store *s = w->s;
+    uint64_t durable = s->c->durable(s), position = 0, written = disk.bytes_written;
+    uint64_t syncs = disk.syncs;
+    uint32_t p = 0;
+    uint8_t big[16384];
+    opc__msg_meta m;
+    uint64_t uid, ref;
+    memset(&m, 0, sizeof m);
+    memset(big, 0, sizeof big);
+    CHECK_EQ(s->c->ack(s, 4096, 1, &position), OPCOMMS_E_POISONED);
+    CHECK_EQ(s->c->write(s), OPCOMMS_E_POISONED);
+    CHECK_EQ(s->c->flush_begin(s), OPCOMMS_E_POISONED);
+    CHECK_EQ(s->c->ahead_begin(s), OPCOMMS_E_POISONED);
+    if (s->c->begin(s, &p) == OPCOMMS_OK) {
+        CHECK_EQ(s->c->data(s, p, big, sizeof big), OPCOMMS_E_POISONED);
+        CHECK_EQ(s->c->commit(s, p, &m, &uid, &ref, &position), OPCOMMS_E_POISONED);
+        s->c->abort(s, p);
+    }
+    CHECK_EQ(s->c->durable(s), durable);
+    CHECK(s->c->close(s) != OPCOMMS_OK);
+    w->s = NULL;
+    CHECK_EQ(disk.bytes_written, written);
+    CHECK_EQ(disk.syncs, syncs);
+}
+
+/* What the disk holds after a failure: everything that was durable, in the cache and after any cut. */
+static void check_after_failure(world *w) {
+    opc__log_options o = w->o;
+    opc__store *s = NULL;
+    uint64_t rng = 5;
+    int how;
+    o.plat = &copy.plat;
+    for (how = 0; how <= FD_CUTS; how++) {
+        if (how == FD_CUTS) {
+            fd_kill(&disk, &copy);
+        } else {
+            fd_cut(&disk, &copy, 512, how, &rng);
+        }
+        CHECK_EQ(log_open_with(&o, &s, &f, &err), OPCOMMS_OK);
+        if (s == NULL) return;
+        world_check(w, s, &f);
+        CHECK_EQ(w->bad, 0);
+        log_abandon(s);
+        s = NULL;
+    }
+}
+
+TEST(a_disk_that_fails_at_any_call_poisons_the_log_for_good_and_loses_nothing_durable) {
+    static world w;
+    uint64_t seed, n;
+    uint64_t kinds[10] = {0};
+    for (seed = 1; seed <= 6; seed++) {
+        for (n = 1;; n++) {
+            opcomms_err rc;
+            fd_clear(&disk);
+            disk.rng = seed;
+            disk.fail_at = n;
+            disk.fail_partly = (int)(n % 2);
+            disk.failed_call = -1;
+            world_init(&w, &disk, seed, (int)(seed % 3));
+            w.o.ahead_bytes = seed > 3 ? 3000 : 0;
+            rc = life(&w);
+            if (disk.failed_call < 0) {
+                CHECK_EQ(rc, OPCOMMS_OK);
+                break;
+            }
+            kinds[disk.failed_call]++;
+            if (rc == OPCOMMS_OK) { /* zeros written ahead, or a read of the model's */
+                CHECK(disk.failed_call == FD_READ ||
+                      (disk.failed_call == FD_WRITE && w.o.ahead_bytes > 0));
+            }
+            if (w.s != NULL && disk.failed_call != FD_READ) check_poisoned(&w);
+            if (w.s != NULL) log_abandon(w.s);
+            CHECK_EQ(mem.used, 0);
+            CHECK_EQ(disk.handles, 0);
+            if (w.bad) printf("seed %d, call %d\n", (int)seed, (int)n);
+            check_after_failure(&w);
+        }
+        CHECK(n > 60);
+    }
+    CHECK(kinds[FD_OPEN] > 0 && kinds[FD_LOCK] > 0 && kinds[FD_SIZE] > 0 && kinds[FD_READ] > 0);
+    CHECK(kinds[FD_WRITE] > 50 && kinds[FD_SYNC] > 50 && kinds[FD_DIR_OPEN] > 0);
+    CHECK(kinds[FD_DIR_SYNC] > 0 && kinds[FD_RANDOM] > 0);
+}
+
+TEST(a_truncation_that_fails_while_a_tail_is_cut_refuses_to_open) {
+    opc__store *s = NULL;
+    uint64_t n;
+    int truncated = 0;
+    for (n = 1; n < 60; n++) {
+        one_session(&disk);
+        fd_kill(&disk, &copy);
+        log_file(&copy)->cache[log_file(&copy)->size - 1] ^= 1;
+        copy.fail_at = copy.calls + n;
+        copy.failed_call = -1;
+        if (log_open(&copy, &s, &f, &err) == OPCOMMS_OK) log_abandon(s);
+        truncated += copy.failed_call == FD_TRUNCATE;
+        CHECK_EQ(mem.used, 0);
+        copy.fail_at = 0;
+        CHECK_EQ(log_open(&copy, &s, &f, &err), OPCOMMS_OK);
+        CHECK_EQ(f.count, 12);
+        log_abandon(s);
+    }
+    CHECK_EQ(truncated, 1);
+}
+
+TEST(space_that_ends_at_any_byte_loses_nothing_durable) {
+    static world w;
+    uint64_t space;
+    for (space = 1; space < 9000; space += space < 4200 ? 97 : 5) {
+        opcomms_err rc;
+        fd_clear(&disk);
+        disk.rng = 3;
+        disk.space = space;
+        world_init(&w, &disk, 3, OPCOMMS_DURABLE_ALWAYS);
+        w.o.ahead_bytes = space % 2 ? 700 : 0;
+        rc = life(&w);
+        CHECK_EQ(rc == OPCOMMS_OK, 0);
+        if (w.s != NULL) check_poisoned(&w);
+        disk.space = 0;
+        check_after_failure(&w);
+    }
+}
+
+TEST(short_reads_and_writes_change_nothing) {
+    static world w;
+    static uint8_t want[400000];
+    size_t most, size;
+    fd_clear(&disk);
+    disk.rng = 4;
+    world_init(&w, &disk, 4, 0);
+    CHECK_EQ(life(&w), OPCOMMS_OK);
+    size = log_file(&disk)->size;
+    CHECK(size < sizeof want);
+    memcpy(want, log_file(&disk)->cache, size);
+    for (most = 1; most < 4000; most = most * 3 + 1) {
+        fd_clear(&disk);
+        disk.rng = 4;
+        disk.write_most = most;
+        world_init(&w, &disk, 4, 0);
+        CHECK_EQ(life(&w), OPCOMMS_OK);
+        CHECK_EQ(w.bad, 0);
+        CHECK(log_file(&disk)->size == size && memcmp(log_file(&disk)->cache, want, size) == 0);
+    }
+}
+
+/* ---- messages ---- */
+
+TEST(messages_of_any_size_are_streamed_through_fixed_memory) {
+    static const uint64_t sizes[] = {0, 1, 16383, 16384, 16385, 65536, 4000000};
+    enum { N = sizeof sizes / sizeof sizes[0] };
+    uint64_t ref[N], uid[N];
+    opc__store *s = fresh(&disk);
+    size_t used = mem.used;
+    int i;
+    for (i = 0; i < N; i++) {
+        ref[i] = put(s, (uint8_t)(i + 1), sizes[i], &uid[i]);
+        CHECK(holds(s, ref[i], (uint8_t)(i + 1), sizes[i])); /* partly still in memory */
+    }
+    flush(s);
+    for (i = 0; i < N; i++) CHECK(holds(s, ref[i], (uint8_t)(i + 1), sizes[i]));
+    CHECK(mem.used <= used + 2 * sizeof(opc__log_put)); /* payloads are not kept */
+    shut(s);
+    CHECK_EQ(log_open(&disk, &s, &f, &err), OPCOMMS_OK);
+    CHECK_EQ(f.count, N);
+    for (i = 0; i < N; i++) {
+        CHECK_EQ(f.uid[i], uid[i]);
+        CHECK(holds(s, f.ref[i], (uint8_t)(i + 1), sizes[i]));
+    }
+    shut(s);
+    CHECK_EQ(mem.used, 0);
+}
+
+TEST(memory_does_not_grow_with_what_is_pending) {
+    opc__store *s = fresh(&disk);
+    size_t used = mem.used;
+    int i;
+    shut(s);
+    CHECK_EQ(log_open(&disk, &s, &f, &err), OPCOMMS_OK);
+    for (i = 0; i < 4000; i++) {
+        (void)put(s, (uint8_t)i, 300, NULL);
+        if (i % 50 == 0) flush(s);
+    }
+    shut(s);
+    CHECK_EQ(log_open(&disk, &s, &f, &err), OPCOMMS_OK);
+    CHECK_EQ(f.count, 4000);
+    CHECK(mem.used <= used);
+    CHECK(sizeof(opc__entry) <= 64); /* the index of a pending message lies in the mailbox */
+    log_abandon(s);
+}
+
+TEST(every_read_of_a_payload_checks_it_again) {
+    opc__store *s = fresh(&disk);
+    uint64_t ref[3];
+    uint8_t *p;
+    int right = 0, i;
+    ref[0] = put(s, 1, 100, NULL);
+    ref[1] = put(s, 2, 50000, NULL);
+    ref[2] = put(s, 3, 100, NULL);
+    flush(s);
+    lr_read(&seen, log_file(&disk)->cache, log_file(&disk)->size);
+    p = log_file(&disk)->cache;
+    p[lr_int(seen.msg[1].body + 84 + 8, 8) + 16 + 3000] ^= 4; /* the second fragment */
+    p[ref[0] + 8 + 84 + 1 + 50] ^= 4;                         /* a payload in its message */
+    for (i = 0; i < 2; i++) {
+        CHECK_EQ(msg_read(s, ref[i], (uint8_t)(i + 1), i ? 50000 : 100, &right),
+                 OPCOMMS_E_LOG_DAMAGED);
+    }
+    CHECK(holds(s, ref[2], 3, 100));
+    p[ref[0] + 8 + 40] ^= 4; /* its description */
+    CHECK(holds(s, ref[2], 3, 100));
+    CHECK_EQ(msg_read(s, ref[0], 1, 100, &right), OPCOMMS_E_LOG_DAMAGED);
+    log_abandon(s);
+}
+
+TEST(many_messages_share_a_sync_and_later_ones_wait_for_the_next) {
+    opc__store *s = fresh(&disk);
+    uint64_t uid, ref, first = 0, second = 0, syncs = disk.syncs;
+    int i;
+    for (i = 0; i < 100; i++) {
+        CHECK_EQ(msg_put(s, (uint8_t)i, 100, &uid, &ref, &first), OPCOMMS_OK);
+    }
+    CHECK(s->c->durable(s) < first);
+    CHECK_EQ(s->c->flush_begin(s), OPCOMMS_OK);
+    CHECK_EQ(msg_put(s, 100, 100, &uid, &ref, &second), OPCOMMS_OK); /* while the disk works */
+    CHECK_EQ(s->c->flush_begin(s), OPCOMMS_E_AGAIN);
+    CHECK_EQ(s->c->flush_end(s, s->c->flush_run(s)), OPCOMMS_OK);
+    CHECK_EQ(disk.syncs, syncs + 1);
+    CHECK(s->c->durable(s) >= first && s->c->durable(s) < second);
+    flush(s);
+    CHECK_EQ(disk.syncs, syncs + 2);
+    CHECK(s->c->durable(s) >= second);
+    flush(s);
+    CHECK_EQ(disk.syncs, syncs + 2); /* nothing to do */
+    CHECK(s->c->durable(s) == s->c->end(s) && s->c->written(s) == s->c->end(s));
+    shut(s);
+}
+
+TEST(a_second_opener_is_refused_until_the_first_is_gone) {
+    opc__store *s = fresh(&disk), *t = NULL;
+    CHECK_EQ(log_open(&disk, &t, &f, &err), OPCOMMS_E_IN_USE);
+    CHECK_EQ(err.code, OPCOMMS_E_IN_USE);
+    (void)put(s, 1, 10, NULL);
+    shut(s);
+    CHECK_EQ(log_open(&disk, &t, &f, &err), OPCOMMS_OK);
+    CHECK_EQ(f.count, 1);
+    shut(t);
+}
+
+TEST(an_open_that_fails_for_want_of_memory_leaves_nothing_behind) {
+    opc__store *s = NULL;
+    size_t limit;
+    one_session(&disk);
+    for (limit = 1000; limit < 400000; limit += 1000) {
+        opcomms_err rc;
+        mem.limit = limit;
+        rc = log_open(&disk, &s, &f, &err);
+        mem.limit = 0;
+        if (rc == OPCOMMS_OK) break;
+        CHECK_EQ(rc, OPCOMMS_E_NOMEM);
+        CHECK_EQ(mem.used, 0);
+        CHECK_EQ(disk.handles, 0);
+    }
+    CHECK(limit > 100000 && limit < 400000);
+    CHECK_EQ(f.count, 13);
+    log_abandon(s);
+}
+
 int main(void) {
     pool_init();
     fd_init(&disk, 1);
@@ -867,6 +1283,20 @@ int main(void) {
     RUN(a_log_whose_content_is_gone_is_not_opened_as_empty_once_it_was_opened_with_it);
     RUN(a_batch_forged_inside_a_payload_never_counts);
     RUN(opening_reads_each_byte_about_once);
+    RUN(space_is_written_ahead_so_that_syncs_find_a_file_of_full_size);
+    RUN(no_room_for_space_ahead_is_no_error_and_the_limit_holds);
+    RUN(what_was_cut_is_counted);
+    RUN(a_full_log_refuses_messages_and_takes_acknowledgements);
+    RUN(a_disk_that_fails_at_any_call_poisons_the_log_for_good_and_loses_nothing_durable);
+    RUN(a_truncation_that_fails_while_a_tail_is_cut_refuses_to_open);
+    RUN(space_that_ends_at_any_byte_loses_nothing_durable);
+    RUN(short_reads_and_writes_change_nothing);
+    RUN(messages_of_any_size_are_streamed_through_fixed_memory);
+    RUN(memory_does_not_grow_with_what_is_pending);
+    RUN(every_read_of_a_payload_checks_it_again);
+    RUN(many_messages_share_a_sync_and_later_ones_wait_for_the_next);
+    RUN(a_second_opener_is_refused_until_the_first_is_gone);
+    RUN(an_open_that_fails_for_want_of_memory_leaves_nothing_behind);
     fd_free(&disk);
     fd_free(&copy);
     pool_end();
