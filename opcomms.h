@@ -6820,6 +6820,21 @@ OPC__FN void opc__log_acked(opc__log_scan *c, uint64_t uid) {
     if (lo < c->count && c->uid[lo] == uid) c->ref[lo] = 0;
 }
 
+/* Is this the body, n bytes, of a message as it was written, as far as its payload? */
+OPC__FN int opc__log_head_sound(const opc__log *l, const uint8_t *body, uint32_t n) {
+    static const uint8_t zero[4] = {0, 0, 0, 0};
+    uint32_t dest, frags, crc, len;
+    if (n < OPC__LOG_FIXED) return 0;
+    dest = opc__buf_be32(body + 36);
+    frags = opc__buf_be32(body + 72);
+    if (dest > 1024u || frags > (n - OPC__LOG_FIXED) / 8u) return 0;
+    if (dest > n - OPC__LOG_FIXED - 8u * frags) return 0;
+    len = OPC__LOG_FIXED + 8u * frags + dest;
+    if (frags == 0 && opc__buf_be64(body + 48) != n - len) return 0;
+    crc = opc__crc32c(opc__log_crc(l, body, 80), zero, 4);
+    return opc__crc32c(crc, body + 84, len - 84u) == opc__buf_be32(body + 80);
+}
+
 /* One operation; `ref` is where it lies. */
 OPC__FN opcomms_err opc__log_replay_op(opc__log *l, opc__log_scan *c, unsigned type,
                                        const uint8_t *body, uint32_t n, uint64_t ref) {
@@ -6828,6 +6843,7 @@ OPC__FN opcomms_err opc__log_replay_op(opc__log *l, opc__log_scan *c, unsigned t
     case OPC__OP_MESSAGE:
         uid = n >= OPC__LOG_FIXED ? opc__buf_be64(body + 40) : 0;
         if (uid <= c->uid_last || uid > OPC__LOG_UID_MAX) return OPCOMMS_E_LOG_DAMAGED;
+        if (!opc__log_head_sound(l, body, n)) return OPCOMMS_E_LOG_DAMAGED;
         c->uid_last = uid;
         return opc__log_seen(l, c, uid, ref);
     case OPC__OP_ACK:

@@ -543,6 +543,25 @@ TEST(a_valid_batch_that_makes_no_sense_is_refused_not_cut) {
     }
 }
 
+/* The batch's checksum is right, the message's own is not: known before anything is changed. */
+TEST(a_message_whose_head_is_wrong_is_refused_and_nothing_is_changed) {
+    size_t i;
+    static const size_t place[] = {0, 33, 39, 47, 55, 75, 83};
+    for (i = 0; i < sizeof place / sizeof place[0]; i++) {
+        uint8_t *p;
+        sessions(&disk);
+        append_op(&disk, 1, 0, 0, 120);
+        p = log_file(&disk)->cache + seen.end + 56;
+        opc__buf_put64(p + 40, 1000);
+        opc__buf_put64(p + 48, 36);
+        opc__buf_put32(p + 80, opc__crc32c(seen.seed, p, 84));
+        p[place[i]] ^= 1u;
+        seal_batch(log_file(&disk)->cache, seen.end, seen.seed);
+        refused(&disk, OPCOMMS_E_LOG_DAMAGED);
+        CHECK_EQ(err.position, seen.end);
+    }
+}
+
 /* ---- torn or damaged ---- */
 
 /* Opens a damaged copy of the log of full_log. `bad`: the batch that is damaged, or -1; the library
@@ -1276,6 +1295,7 @@ int main(void) {
     RUN(operations_of_a_newer_minor_are_skipped_and_kept_or_refused_when_they_must_be_known);
     RUN(a_checkpoint_says_which_numbers_are_used);
     RUN(a_valid_batch_that_makes_no_sense_is_refused_not_cut);
+    RUN(a_message_whose_head_is_wrong_is_refused_and_nothing_is_changed);
     RUN(a_log_cut_at_any_byte_opens_with_every_whole_batch_or_is_refused_below_the_last_sync);
     RUN(any_flipped_bit_is_found_below_the_last_sync_refused_with_its_place_above_it_cut);
     RUN(blocks_swapped_doubled_or_zeroed_are_never_taken_for_a_log);
