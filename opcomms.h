@@ -3667,7 +3667,7 @@ OPC__FN const char *opc__yaml_plain(opc__yaml *y, int flow) {
     if ((c == '-' || c == '?' || c == ':') && opc__yaml_gap(y, start + 1)) {
         return "a mapping of key: value is expected";
     }
-    if (flow && c == ':') return "a colon cannot begin a plain text in brackets";
+    if (flow && (c == ':' || c == '?')) return "this character cannot begin a plain text in brackets";
     while (!opc__yaml_eol(y)) {
         c = *y->p;
         if (c == ':' && opc__yaml_gap(y, y->p + 1)) break;

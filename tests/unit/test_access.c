@@ -222,7 +222,8 @@ TEST(characters_that_yaml_forbids_or_takes_for_line_ends_are_refused) {
 TEST(a_colon_without_its_space_is_refused_as_the_reference_does) {
     static const char *const bad[] = {"\"h\":1.2.3.4\n", "\"h\":null\n", "{a: ::1}", "{:,}",
                                       "{a: null, c:,}", "{a: null, c:}", "{c:[, a: null}",
-                                      "{a\n:1.2.3.4: null}", "{a\n: null}", "{\"a\"\n: null}"};
+                                      "{a\n:1.2.3.4: null}", "{a\n: null}", "{\"a\"\n: null}",
+                                      "{?a: null}"};
     static const char *const good[] = {"{\"h\":1.2.3.4}", "{\"h\" : 1.2.3.4,\n a: \n null\n}",
                                        "{a: 1.2.3.4, c}", "a: ::1\n",
                                        "{a:b: null}", "a:b: null\n"};
