@@ -8943,6 +8943,13 @@ typedef struct opc__slot {
     opc__conn conn;
 } opc__slot;
 
+/* A caller that waits while another one does the socket work. */
+typedef struct opc__sleeper {
+    struct opc__sleeper *next;
+    const opc__call *call;
+    opc__cond wake;
+} opc__sleeper;
+
 /* A connection of ours to (hash, address). Everything below `lock` is guarded by it; the thread
    that has set `owned` does the socket work, also while the lock is open to wait. Lock order:
    node, then link, then list. */
@@ -8953,7 +8960,7 @@ typedef struct opc__link {
     uint64_t used_us;
     struct opcomms_peer *peer;
     opc__mutex lock;
-    opc__cond changed;
+    opc__sleeper *sleepers;
     int owned;
     opcomms_err kill; /* set to end all calls: stop or revocation */
     intptr_t sock;
@@ -9733,6 +9740,20 @@ OPC__FN void opc__link_keep_session(opc__link *l) {
     opc__tls_client_session(&l->conn.tls, &l->session, opc__node_now(p));
 }
 
+/* Wakes whose call is done, and one more to take over when nobody does the socket work: waking all
+   of them each time would cost more than the messages. */
+OPC__FN void opc__link_tell(opc__link *l) {
+    opc__sleeper *s, *heir = NULL;
+    for (s = l->sleepers; s != NULL; s = s->next) {
+        if (s->call->done) {
+            opc__cond_all(&s->wake);
+        } else {
+            heir = s; /* the list's last is who has waited longest */
+        }
+    }
+    if (heir != NULL && !l->owned) opc__cond_all(&heir->wake);
+}
+
 OPC__FN void opc__link_finish(opc__call *call, opcomms_err rc, int os_code, int tls_code,
                               const char *more) {
     char text[96];
@@ -9777,7 +9798,7 @@ OPC__FN void opc__link_fail_all(opc__link *l, opcomms_err rc, int os_code, const
         l->conn.calls = call->next;
         opc__link_finish(call, rc, os_code, tls_code, more);
     }
-    opc__cond_all(&l->changed);
+    opc__link_tell(l);
 }
 
 /* The connection died. Calls whose request had left have an unknown outcome; the others are tried
@@ -9804,7 +9825,7 @@ OPC__FN void opc__link_died(opc__link *l, opcomms_err why, int os_code) {
     }
     opc__link_close(l);
     l->conn.out_stage = OPC__OUT_IDLE;
-    opc__cond_all(&l->changed);
+    opc__link_tell(l);
 }
 
 /* Socket and connection work, without waiting. Called by the owner, with the link's lock. */
@@ -9855,7 +9876,7 @@ OPC__FN int opc__link_pump(opc__link *l) {
         if (l->conn.answers != answers) {
             l->reused = 1;
             opc__link_keep_session(l);
-            opc__cond_all(&l->changed);
+            opc__link_tell(l);
         }
         if (l->conn.state == OPC__CONN_OPEN && l->conn.input_ended) {
             opc__conn_kill(&l->conn, OPCOMMS_E_CLOSED);
@@ -9917,7 +9938,6 @@ OPC__FN void opc__link_free(opcomms_peer *p, uint32_t i) {
     opc__mutex_lock(&l->lock);
     opc__link_end(l);
     opc__mutex_unlock(&l->lock);
-    opc__cond_destroy(&l->changed);
     opc__mutex_destroy(&l->lock);
     opc__mem_free_wiped(&p->mem, l, sizeof *l);
     p->links[i] = p->links[--p->links_count];
@@ -9949,11 +9969,6 @@ OPC__FN opcomms_err opc__link_get(opcomms_peer *p, const uint8_t hash[32],
     l = (opc__link *)opc__mem_alloc(&p->mem, sizeof *l);
     if (l == NULL) return OPCOMMS_E_NOMEM;
     if (!opc__mutex_init(&l->lock)) {
-        opc__mem_free(&p->mem, l, sizeof *l);
-        return OPCOMMS_E_NOMEM;
-    }
-    if (!opc__cond_init(&l->changed)) {
-        opc__mutex_destroy(&l->lock);
         opc__mem_free(&p->mem, l, sizeof *l);
         return OPCOMMS_E_NOMEM;
     }
@@ -9994,7 +10009,7 @@ OPC__FN void opc__node_revoke(opcomms_peer *p) {
         opc__mutex_lock(&l->lock);
         l->kill = OPCOMMS_E_NOT_ALLOWED;
         if (l->sock != OPCOMMS_NO_HANDLE) p->plat->sock_shutdown(p->plat->user, l->sock, 1);
-        opc__cond_all(&l->changed);
+        opc__link_tell(l);
         opc__mutex_unlock(&l->lock);
     }
 }
@@ -10286,10 +10301,27 @@ OPC__FN void opc__run_link_wait(opc__link *l, uint64_t left_us) {
     opc__mutex_lock(&l->lock);
 }
 
+/* Waits, with the link's lock open, until opc__link_tell means this call or the time is up. */
+OPC__FN void opc__run_sleep(opc__link *l, opc__sleeper *s, uint64_t left_us) {
+    opc__sleeper **at = &l->sleepers;
+    s->next = l->sleepers;
+    l->sleepers = s;
+    opc__cond_wait(&s->wake, &l->lock, left_us);
+    while (*at != s) at = &(*at)->next;
+    *at = s->next;
+}
+
 /* Carries one call through: until it is done or its deadline has passed. */
 OPC__FN void opc__run_call(opc__link *l, opc__call *call) {
     opcomms_peer *p = l->peer;
     opc__call **end;
+    opc__sleeper me;
+    memset(&me, 0, sizeof me);
+    me.call = call;
+    if (!opc__cond_init(&me.wake)) {
+        opc__link_finish(call, OPCOMMS_E_NOMEM, 0, 0, NULL);
+        return;
+    }
     opc__mutex_lock(&l->lock);
     end = &l->conn.calls;
     if (l->conn.calls == NULL && l->conn.waiting == NULL && !l->doubt) {
@@ -10310,7 +10342,7 @@ OPC__FN void opc__run_call(opc__link *l, opc__call *call) {
             break;
         }
         if (l->owned) { /* another caller does the socket work for all of us */
-            opc__cond_wait(&l->changed, &l->lock, call->deadline_us - now);
+            opc__run_sleep(l, &me, call->deadline_us - now);
             continue;
         }
         l->owned = 1;
@@ -10322,8 +10354,9 @@ OPC__FN void opc__run_call(opc__link *l, opc__call *call) {
     if (l->conn.state == OPC__CONN_DEAD && l->sock != OPCOMMS_NO_HANDLE && !l->owned) {
         opc__link_died(l, l->conn.error, 0);
     }
-    opc__cond_all(&l->changed); /* somebody else takes over */
+    opc__link_tell(l); /* somebody else takes over */
     opc__mutex_unlock(&l->lock);
+    opc__cond_destroy(&me.wake);
 }
 
 /* >>pub-access ==== L4 ==== public functions of identifiers, allow list and routing table */
@@ -11466,7 +11499,7 @@ OPC__FN void opc__pub_stop_links(opcomms_peer *p) {
                 opc__mutex_lock(&l->lock);
                 l->kill = OPCOMMS_E_CLOSED;
                 if (l->sock != OPCOMMS_NO_HANDLE) p->plat->sock_shutdown(p->plat->user, l->sock, 1);
-                opc__cond_all(&l->changed);
+                opc__link_tell(l);
                 opc__mutex_unlock(&l->lock);
             }
         }
