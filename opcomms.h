@@ -5532,16 +5532,6 @@ OPC__FN void opc__tls_flush(opc__tls *t) { br_ssl_engine_flush(t->eng, 0); }
 OPC__FN int opc__tls_ready(const opc__tls *t) { return t->ready; }
 OPC__FN const uint8_t *opc__tls_peer(const opc__tls *t) { return t->ready ? t->peer : NULL; }
 
-/* What a server that has just refused a key says before it closes; NULL: nothing. BearSSL sends no
-   alert of its own for a certificate, and nothing is encrypted yet: RFC 5246 7.2.2, fatal,
-   certificate_unknown, which the reference's server sends too. */
-OPC__FN const uint8_t *opc__tls_alert(const opc__tls *t, size_t *len) {
-    static const uint8_t alert[7] = {21, 3, 3, 0, 2, 2, 46};
-    if (!t->is_server || t->ready || t->refusal != OPCOMMS_E_NOT_ALLOWED) return NULL;
-    *len = sizeof alert;
-    return alert;
-}
-
 /* May the next input cost a private key operation? */
 OPC__FN int opc__tls_will_sign(const opc__tls *t) {
     return t->is_server ? !t->spoke : !t->ready;
@@ -9626,12 +9616,10 @@ OPC__FN int opc__node_slot_reap(opcomms_peer *p, uint32_t i, uint64_t now_us) {
     opc__conn *c = &s->conn;
     uint64_t handshake_us = (uint64_t)p->cfg.handshake_timeout_ms * 1000u;
     uint64_t idle_us = (uint64_t)p->cfg.idle_timeout_ms * 1000u;
-    const uint8_t *alert;
-    size_t len = 0;
-    int os = 0;
     if (s->linger_until_us != 0) {
         uint8_t sink[512];
         size_t got = 0;
+        int os = 0;
         opcomms_err rc = p->plat->sock_recv(p->plat->user, s->sock, sink, sizeof sink, &got, &os);
         int waits = rc == OPCOMMS_E_AGAIN || (rc == OPCOMMS_OK && got > 0);
         if (waits && now_us < s->linger_until_us) return 0;
@@ -9660,18 +9648,14 @@ OPC__FN int opc__node_slot_reap(opcomms_peer *p, uint32_t i, uint64_t now_us) {
             return 0;
         }
     }
-    alert = s->admitted || c->input_ended ? NULL : opc__tls_alert(&c->tls, &len);
-    if (alert != NULL) (void)p->plat->sock_send(p->plat->user, s->sock, alert, len, &len, &os);
-    if ((!s->admitted && alert == NULL) || c->input_ended ||
-        (s->admitted && c->error == OPCOMMS_E_NOT_ALLOWED)) {
+    if (!s->admitted || c->input_ended || c->error == OPCOMMS_E_NOT_ALLOWED) {
         opc__node_slot_close(p, i);
         return 1;
     }
     /* Closing with unread input would reset the connection and could take an answer with it: after
-       a broken protocol more input is likely, so its end is awaited for a while; so is the rest of
-       the flight of somebody who was refused. */
+       a broken protocol more input is likely, so its end is awaited for a while. */
     p->plat->sock_shutdown(p->plat->user, s->sock, 0);
-    if (c->error != OPCOMMS_E_PROTOCOL && alert == NULL) {
+    if (c->error != OPCOMMS_E_PROTOCOL) {
         opc__node_slot_close(p, i);
         return 1;
     }
