@@ -6623,14 +6623,14 @@ OPC__FN int opc__log_unborn(const uint8_t *h, uint64_t size) {
            memcmp(h, first, used < sizeof first ? used : sizeof first) == 0;
 }
 
-/* Zeros first, synced, so that the slot lands in a header of full size. */
+/* Zeros first; recovery syncs them before opc__log_slot_next writes the slot, so that it lands in
+   a header of full size. */
 OPC__FN opcomms_err opc__log_create(opc__log *l, opc__log_scan *c, const uint8_t key[32], int *os) {
     uint8_t h[OPC__LOG_HEADER];
     opcomms_err rc = opc__log_slot_new(l, c, key);
     if (rc != OPCOMMS_OK) return rc;
     memset(h, 0, sizeof h);
     rc = opc__plat_write_all(l->plat, l->file, 0, h, sizeof h, os);
-    if (rc == OPCOMMS_OK) rc = l->plat->file_sync(l->plat->user, l->file, os);
     l->seed = opc__crc32c(0, c->slot + 80, 32);
     c->size = OPC__LOG_HEADER;
     return rc;

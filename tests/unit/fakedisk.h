@@ -107,7 +107,18 @@ static inline void fd_apply(uint8_t **p, size_t *size, size_t *cap, const uint8_
     if (from != NULL) memcpy(*p + at, from, len);
 }
 
+/* What was written since the last sync reaches the medium, and nothing else. */
 static inline void fd_sync_file(fd_file *f) {
+    size_t k;
+    for (k = 0; k < f->ops; k++) {
+        const fd_op *o = &f->op[k];
+        fd_apply(&f->media, &f->media_size, &f->media_cap, o->p, o->at, o->len);
+    }
+    fd_ops_drop(f);
+}
+
+/* The medium is as the cache. */
+static inline void fd_even(fd_file *f) {
     fd_reserve(&f->media, &f->media_cap, f->size);
     if (f->size > 0) memcpy(f->media, f->cache, f->size);
     f->media_size = f->size;
@@ -350,7 +361,7 @@ static inline fd_file *fd_put(fdisk *d, const char *name, const uint8_t *p, size
     f->size = 0;
     fd_apply(&f->cache, &f->size, &f->cap, NULL, 0, 0);
     if (len > 0) fd_apply(&f->cache, &f->size, &f->cap, p, 0, len);
-    fd_sync_file(f);
+    fd_even(f);
     f->named = 1;
     return f;
 }
@@ -442,7 +453,7 @@ static inline void fd_cut(const fdisk *src, fdisk *dst, unsigned sector, int how
         g->size = f->media_size;
         if (how != FD_CUT_NOTHING) fd_cut_file(f, g, sector, how, rng);
         g->named = 1;
-        fd_sync_file(g);
+        fd_even(g);
     }
 }
 

@@ -104,6 +104,7 @@ static void run_world(uint64_t seed, int durability, uint32_t ahead) {
     fd_clear(&disk);
     disk.rng = seed;
     disk.hook = on_change;
+    disk.write_most = seed % 5 == 0 ? 700 : 0; /* a write is many then, and a cut comes between */
     world_init(&w, &disk, seed, durability);
     w.o.ahead_bytes = ahead;
     now = &w;
@@ -134,12 +135,31 @@ TEST(what_was_durable_survives_every_power_cut_and_a_cut_is_never_taken_for_dama
            (unsigned long long)seed);
 }
 
+TEST(a_creation_that_is_cut_short_anywhere_is_made_good) {
+    static const size_t most[] = {0, 100, 512, 700, 3000};
+    static world w;
+    size_t i;
+    images_wanted = UINT64_MAX;
+    per_call = 60;
+    for (i = 0; i < sizeof most / sizeof most[0]; i++) {
+        fd_clear(&disk);
+        disk.hook = on_change;
+        disk.write_most = most[i];
+        world_init(&w, &disk, i, 0);
+        now = &w;
+        CHECK_EQ(world_open(&w), OPCOMMS_OK);
+        CHECK_EQ(w.s->c->close(w.s), OPCOMMS_OK);
+        CHECK_EQ(w.bad, 0);
+    }
+}
+
 int main(void) {
     int i;
     pool_init();
     fd_init(&disk, 1);
     for (i = 0; i < 3; i++) fd_init(&level[i], (uint64_t)i + 2);
     RUN(what_was_durable_survives_every_power_cut_and_a_cut_is_never_taken_for_damage);
+    RUN(a_creation_that_is_cut_short_anywhere_is_made_good);
     fd_free(&disk);
     for (i = 0; i < 3; i++) fd_free(&level[i]);
     pool_end();
