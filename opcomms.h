@@ -18,7 +18,7 @@ CONTENTS OF THE MANUAL
 SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only sections above it)
      L0  cfg str err mem buf crc        base
      L1  posix plat thread              operating system
-     L2  frame json bytes render shape tarpc yaml der key cert tls store ram log   parts
+     L2  frame json bytes render fetch shape tarpc yaml der key cert tls store ram log   parts
      L3  id allow route limit conn mailbox node run             the peer
      L4  pub-access pub-key pub         public functions
 
@@ -536,10 +536,25 @@ typedef struct opcomms_config {
     const opcomms_platform *platform;    /* must outlive the peer; default POSIX */
     opcomms_log_fn log;
     void *log_user;
+    uint32_t protocol;        /* OPCOMMS_PROTOCOL_...: the form of our answers; default v0.5.0 */
+    uint32_t rate_capacity;   /* requests an identity may make in a burst; default 10 000 */
+    uint32_t rate_per_second; /* and on average; default 100 */
+    uint32_t rate_cost;       /* tokens a request costs; default 1 */
 } opcomms_config;
+
+#define OPCOMMS_UNLIMITED 0xffffffffu /* rate_capacity: requests are not counted */
+
+/* As a client a peer understands both forms by itself. The newer one answers a Ping by a Result and
+   knows the errors MessageTooLarge and RateLimitExceeded, which break a v0.5.0 client. */
+#define OPCOMMS_PROTOCOL_V050 0u
+#define OPCOMMS_PROTOCOL_NEWER 1u
 
 /* Zeroes the struct and sets its size. */
 OPCOMMS_API void opcomms_config_init(opcomms_config *cfg);
+
+/* The built-in platform, to be wrapped by a port or a test that changes a call or two. NULL under
+   OPCOMMS_NO_POSIX. Any thread. */
+OPCOMMS_API const opcomms_platform *opcomms_platform_default(void);
 
 /* "0.1.0": the version of the implementation that was linked. Any thread. */
 OPCOMMS_API const char *opcomms_version(void);
@@ -593,6 +608,10 @@ OPCOMMS_API opcomms_err opcomms_check_receive(opcomms_peer *peer, opcomms_identi
 #define OPCOMMS_FOREVER 0xffffffffu
 OPCOMMS_API opcomms_err opcomms_receive(opcomms_peer *peer, uint32_t timeout_ms,
                                         opcomms_message **out, opcomms_error *err);
+
+/* The same from our mailbox `id`; opcomms_receive is mailbox 0. */
+OPCOMMS_API opcomms_err opcomms_receive_id(opcomms_peer *peer, uint8_t id, uint32_t timeout_ms,
+                                           opcomms_message **out, opcomms_error *err);
 
 /* Waits like opcomms_receive without taking the message: OPCOMMS_OK when one is there. */
 OPCOMMS_API opcomms_err opcomms_wait(opcomms_peer *peer, uint32_t timeout_ms);
@@ -648,11 +667,78 @@ typedef struct opcomms_stats {
     uint64_t memory_bytes;       /* from the allocator now */
     uint64_t log_bytes;
     uint64_t resumed;            /* of the handshakes: those that resumed a session */
+    uint64_t rate_limited;       /* requests refused: rate_capacity, rate_per_second */
+    uint64_t queue_full;         /* messages refused: queue_depth_max, messages_max and so on */
+    uint64_t too_large;          /* messages refused: frame_bytes_max, newer protocol */
 } opcomms_stats;
 
 /* Counts since the start, and what is held now. The caller sets stats->size, and only so much is
    written. Any thread; does not block. */
 OPCOMMS_API opcomms_err opcomms_get_stats(opcomms_peer *peer, opcomms_stats *stats);
+
+/* ---- the broker channel: mailboxes at a server, ours or one of the Rust system ----------------- */
+
+/* A message fetched from a mailbox. */
+typedef struct opcomms_mail {
+    uint64_t uid;            /* its number in that store, for the acknowledgement */
+    uint64_t bytes;          /* its size, also when it did not fit */
+    uint32_t flags;          /* OPCOMMS_MESSAGE_TEXT */
+    uint32_t reserved;
+    opcomms_identifier from; /* whose key the server saw */
+} opcomms_mail;
+
+typedef struct opcomms_client opcomms_client;
+
+/* A channel of `peer` to the mailbox server with key `hash` at `address`. Does not connect: the
+   first call does, and every call does it again when needed; a connection that was silent for 30 s
+   is asked before it is trusted. The peer, which may be one that only sends (OPCOMMS_NO_LISTEN and
+   OPCOMMS_MEMORY_STORE), must outlive the client. OPCOMMS_E_INVAL, _ADDRESS, _NOMEM. Any thread. */
+OPCOMMS_API opcomms_err opcomms_client_open(opcomms_peer *peer, const char *hash,
+                                            const char *address, opcomms_client **out,
+                                            opcomms_error *err);
+
+/* The calls below may be made from several threads at once, not from a callback (OPCOMMS_E_BUSY).
+   They block up to timeout_ms (0: the configured default) and share the errors of opcomms_send. */
+
+/* Puts data into mailbox `to` at the server, from our own mailbox `from_id`. flags:
+   OPCOMMS_MESSAGE_TEXT sends the data, which must be UTF-8 then, as the text itself; otherwise it
+   travels as a byte array. OPCOMMS_E_ROUTE: the server's routing table refuses. */
+OPCOMMS_API opcomms_err opcomms_client_send(opcomms_client *client, uint8_t from_id,
+                                            const opcomms_identifier *to, const void *data,
+                                            size_t len, uint32_t flags, uint32_t timeout_ms,
+                                            opcomms_error *err);
+/* Copies the oldest message of our mailbox `id` there; it stays until it is acknowledged.
+   OPCOMMS_E_EMPTY: none. OPCOMMS_E_BUFFER: mail->bytes tells the size needed. */
+OPCOMMS_API opcomms_err opcomms_client_get(opcomms_client *client, uint8_t id, opcomms_mail *mail,
+                                           void *buf, size_t cap, uint32_t timeout_ms,
+                                           opcomms_error *err);
+/* Removes message `uid` from our mailbox `id` there. OPCOMMS_E_NOT_FOUND: it is not there (any
+   more), or, with a memory store of the Rust system, not the oldest. */
+OPCOMMS_API opcomms_err opcomms_client_ack(opcomms_client *client, uint8_t id, uint64_t uid,
+                                           uint32_t timeout_ms, opcomms_error *err);
+/* Get, then ack. When the ack fails its error is returned and the message may come again. */
+OPCOMMS_API opcomms_err opcomms_client_recv(opcomms_client *client, uint8_t id, opcomms_mail *mail,
+                                            void *buf, size_t cap, uint32_t timeout_ms,
+                                            opcomms_error *err);
+OPCOMMS_API opcomms_err opcomms_client_ping(opcomms_client *client, uint32_t timeout_ms,
+                                            opcomms_error *err);
+/* Frees the channel; its connection stays with the peer for others. No call may be under way. NULL
+   is allowed. */
+OPCOMMS_API void opcomms_client_close(opcomms_client *client);
+
+/* The same for a component in the server's own process, without a network: under the peer's own
+   identity and by its own routing table. opcomms_local_send returns when the message is stored as
+   durably as configured: OPCOMMS_E_ROUTE, _FULL, _LIMIT, _POISONED, _CLOSED, _BUSY (callback). The
+   others do not block. Any thread. */
+OPCOMMS_API opcomms_err opcomms_local_send(opcomms_peer *peer, uint8_t from_id,
+                                           const opcomms_identifier *to, const void *data,
+                                           size_t len, uint32_t flags, opcomms_error *err);
+OPCOMMS_API opcomms_err opcomms_local_get(opcomms_peer *peer, uint8_t id, opcomms_mail *mail,
+                                          void *buf, size_t cap, opcomms_error *err);
+OPCOMMS_API opcomms_err opcomms_local_ack(opcomms_peer *peer, uint8_t id, uint64_t uid,
+                                          opcomms_error *err);
+OPCOMMS_API opcomms_err opcomms_local_recv(opcomms_peer *peer, uint8_t id, opcomms_mail *mail,
+                                           void *buf, size_t cap, opcomms_error *err);
 
 /* Ends the work: no new connection or message is accepted, what is under way is finished (bounded
    by 2 seconds), close_notify is sent, the log is synced, port and lock are released. Callers that
@@ -2617,6 +2703,77 @@ OPC__FN int opc__render_finish(opc__render *r, uint8_t *dst, size_t cap, size_t 
     return r->held_at == r->held_len;
 }
 
+/* >>fetch ==== L2 ==== a message's text into a caller's buffer, as the bytes it stands for */
+
+/* A message being fetched into a caller's buffer: as bytes while its text is a canonical array, as
+   the text itself from where it turns out not to be one. What does not fit is only counted. */
+typedef struct opc__fetch {
+    uint8_t *buf;
+    size_t cap;
+    uint64_t bytes; /* in the form it has now */
+    uint64_t chars; /* of the text so far */
+    int is_text;
+    opc__bytes_in array;
+} opc__fetch;
+
+OPC__FN void opc__fetch_init(opc__fetch *f, uint8_t *buf, size_t cap) {
+    memset(f, 0, sizeof *f);
+    f->buf = buf;
+    f->cap = cap;
+    opc__bytes_in_init(&f->array);
+}
+
+OPC__FN void opc__fetch_append(opc__fetch *f, const uint8_t *p, size_t n) {
+    if (f->bytes < f->cap && n > 0) {
+        size_t room = f->cap - (size_t)f->bytes;
+        memcpy(f->buf + f->bytes, p, n < room ? n : room);
+    }
+    f->bytes += n;
+}
+
+/* From here on it is text: the bytes so far become the characters they came as, in place and from
+   the end, because characters are more than bytes. `chars` is the text that they came from. */
+OPC__FN void opc__fetch_to_text(opc__fetch *f) {
+    uint8_t pending[8];
+    size_t held = opc__bytes_in_pending(&f->array, pending), at, i;
+    f->is_text = 1;
+    if (f->chars <= f->cap) { /* else it only has to be counted */
+        at = (size_t)f->chars - held;
+        if (held > 0) memcpy(f->buf + at, pending, held);
+        for (i = (size_t)f->bytes; i > 0; i--) {
+            unsigned v = f->buf[i - 1];
+            do {
+                f->buf[--at] = (uint8_t)('0' + v % 10u);
+                v /= 10u;
+            } while (v != 0);
+            f->buf[--at] = i == 1 ? '[' : ',';
+        }
+        OPCOMMS_ASSERT(at == 0);
+    }
+    f->bytes = f->chars;
+}
+
+OPC__FN void opc__fetch_take(opc__fetch *f, const uint8_t *p, size_t n) {
+    while (n > 0 && !f->is_text) {
+        uint8_t out[256];
+        size_t made = 0, some = n < sizeof out ? n : sizeof out;
+        size_t used = opc__bytes_in_feed(&f->array, p, some, out, &made);
+        opc__fetch_append(f, out, made);
+        f->chars += used;
+        if (f->array.broken) opc__fetch_to_text(f);
+        p += used;
+        n -= used;
+    }
+    if (n == 0) return;
+    opc__fetch_append(f, p, n);
+    f->chars += n;
+}
+
+/* The text has ended. */
+OPC__FN void opc__fetch_end(opc__fetch *f) {
+    if (!f->is_text && !opc__bytes_in_done(&f->array)) opc__fetch_to_text(f);
+}
+
 /* >>shape ==== L2 ==== what serde accepts for a type, as tables; documents walked by them */
 
 /* The rules of serde_json for derived types: a struct is an object in any order, unknown keys
@@ -3182,6 +3339,7 @@ enum {
     OPC__RES_GET,
     OPC__RES_ACK,
     OPC__RES_PING,
+    OPC__RES_TOO_LARGE,   /* of a reply to be written: MessageTooLarge for a Send */
     OPC__RES_ERROR,       /* the call named by `call` failed: Err of Send, Get, Ack or Ping */
     OPC__RES_SERVER_ERROR /* the server did not carry out the request */
 };
@@ -3494,6 +3652,21 @@ OPC__FN size_t opc__tarpc_reply_error(uint8_t *out, size_t cap, uint64_t request
     return opc__tarpc_done(&w);
 }
 
+/* The newer protocol's refusal of a Send by size, both in units of 1 024 bytes. */
+OPC__FN size_t opc__tarpc_reply_too_large(uint8_t *out, size_t cap, uint64_t request_id,
+                                          uint64_t most_kb, uint64_t got_kb) {
+    char variant[96];
+    opc__text t;
+    opc__text_init(&t, variant, sizeof variant);
+    opc__text_str(&t, "{\"MessageTooLarge\":[");
+    opc__text_u64(&t, most_kb);
+    opc__text_str(&t, ",");
+    opc__text_u64(&t, got_kb);
+    opc__text_str(&t, "]}");
+    OPCOMMS_ASSERT(!t.cut);
+    return opc__tarpc_reply_error(out, cap, request_id, OPC__RES_SEND, variant);
+}
+
 /* kind: PROTOCOL numbers as 10 WouldBlock, 16 Other; detail: UTF-8 text. */
 OPC__FN size_t opc__tarpc_reply_server_error(uint8_t *out, size_t cap, uint64_t request_id,
                                              uint32_t kind, const char *detail) {
@@ -3667,7 +3840,7 @@ OPC__FN const char *opc__yaml_plain(opc__yaml *y, int flow) {
     if ((c == '-' || c == '?' || c == ':') && opc__yaml_gap(y, start + 1)) {
         return "a mapping of key: value is expected";
     }
-    if (flow && (c == ':' || c == '?')) return "this character cannot begin a plain text in brackets";
+    if (flow && (c == ':' || c == '?')) return "this cannot begin a plain text in brackets";
     while (!opc__yaml_eol(y)) {
         c = *y->p;
         if (c == ':' && opc__yaml_gap(y, y->p + 1)) break;
@@ -3912,7 +4085,9 @@ OPC__FN opcomms_err opc__yaml_parse(const char *text, size_t len, opc__yaml_fn o
             y.p++;
         }
     }
-    if (y.p < y.end) return opc__err_line(err, OPCOMMS_E_SYNTAX, y.line, "a character YAML forbids");
+    if (y.p < y.end) {
+        return opc__err_line(err, OPCOMMS_E_SYNTAX, y.line, "a character YAML forbids");
+    }
     y.p = y.line_start = text;
     y.line = 1;
     bad = opc__yaml_document(&y);
@@ -7854,19 +8029,29 @@ typedef struct opc__bucket {
     uint64_t last_us;
 } opc__bucket;
 
-/* Takes one token of a bucket that holds at most `burst` and refills `per_second`; 0: none left. */
-OPC__FN int opc__bucket_take(opc__bucket *b, uint64_t now_us, uint32_t burst, uint32_t per_second) {
+/* Takes `count` tokens of a bucket that holds at most `burst` and refills `per_second`; 0: there
+   are not as many. */
+OPC__FN int opc__bucket_take_some(opc__bucket *b, uint64_t now_us, uint32_t burst,
+                                  uint32_t per_second, uint32_t count) {
     uint64_t full = (uint64_t)burst * 1000u;
-    uint64_t passed = now_us > b->last_us ? now_us - b->last_us : 0;
+    uint64_t passed = now_us > b->last_us ? now_us - b->last_us : 0, fresh;
     OPCOMMS_ASSERT(burst > 0);
     OPCOMMS_ASSERT(per_second > 0);
-    if (passed > 3600000000u) passed = 3600000000u;
-    b->last_us = now_us > b->last_us ? now_us : b->last_us;
-    b->tokens_milli += passed * per_second / 1000u;
+    if (passed > 3600000000u) {
+        passed = 3600000000u;
+        b->last_us = now_us - passed;
+    }
+    fresh = passed * per_second / 1000u;
+    b->last_us += fresh * 1000u / per_second; /* what is too little for a token yet is not lost */
+    b->tokens_milli += fresh;
     if (b->tokens_milli > full) b->tokens_milli = full;
-    if (b->tokens_milli < 1000u) return 0;
-    b->tokens_milli -= 1000u;
+    if (b->tokens_milli < (uint64_t)count * 1000u) return 0;
+    b->tokens_milli -= (uint64_t)count * 1000u;
     return 1;
+}
+
+OPC__FN int opc__bucket_take(opc__bucket *b, uint64_t now_us, uint32_t burst, uint32_t per_second) {
+    return opc__bucket_take_some(b, now_us, burst, per_second, 1);
 }
 
 #ifndef OPC__LIMIT_ADDRESSES
@@ -7912,6 +8097,45 @@ OPC__FN int opc__limit_handshake(opc__limit *l, const opcomms_address *from, int
     return named || opc__bucket_take(&l->all, now_us, per_second, per_second);
 }
 
+#ifndef OPC__LIMIT_IDENTITIES
+#define OPC__LIMIT_IDENTITIES 128u /* remembered; the longest unused is forgotten first */
+#endif
+
+/* How often an identity may ask, whatever number of connections it uses. */
+typedef struct opc__rates {
+    struct {
+        uint8_t hash[32];
+        int used;
+        opc__bucket bucket;
+    } by[OPC__LIMIT_IDENTITIES];
+} opc__rates;
+
+/* Takes `cost` tokens of this identity. *hint is where it was found last, 0 at first. */
+OPC__FN int opc__rates_take(opc__rates *r, const uint8_t hash[32], uint32_t *hint, uint64_t now_us,
+                            uint32_t burst, uint32_t per_second, uint32_t cost) {
+    uint32_t i = *hint, k, slot = 0;
+    OPCOMMS_ASSERT(i < OPC__LIMIT_IDENTITIES);
+    OPCOMMS_ASSERT(cost <= burst);
+    if (!r->by[i].used || memcmp(r->by[i].hash, hash, 32) != 0) {
+        for (k = 0, i = OPC__LIMIT_IDENTITIES; k < OPC__LIMIT_IDENTITIES; k++) {
+            if (r->by[k].used && memcmp(r->by[k].hash, hash, 32) == 0) i = k;
+            if (r->by[slot].used && (!r->by[k].used ||
+                                     r->by[k].bucket.last_us < r->by[slot].bucket.last_us)) {
+                slot = k;
+            }
+        }
+        if (i == OPC__LIMIT_IDENTITIES) {
+            i = slot;
+            memcpy(r->by[i].hash, hash, 32);
+            r->by[i].used = 1;
+            r->by[i].bucket.last_us = now_us;
+            r->by[i].bucket.tokens_milli = (uint64_t)burst * 1000u;
+        }
+        *hint = i;
+    }
+    return opc__bucket_take_some(&r->by[i].bucket, now_us, burst, per_second, cost);
+}
+
 /* >>conn ==== L3 ==== one connection: frames and requests over TLS; no socket, no clock */
 
 #define OPC__CONN_REPLIES 16u      /* answers owed at once; reading stops when all are taken */
@@ -7941,7 +8165,7 @@ typedef struct opc__reply {
 /* A request of ours. Belongs to the thread that waits; linked while the connection has it. */
 typedef struct opc__call {
     struct opc__call *next;
-    int kind; /* OPC__REQ_SEND or OPC__REQ_PING */
+    int kind; /* OPC__REQ_SEND.. OPC__REQ_PING */
     uint64_t id;
     uint64_t deadline_us; /* on the caller's clock */
     uint64_t span_id;
@@ -7949,8 +8173,14 @@ typedef struct opc__call {
     size_t len;
     uint64_t wire_bytes;
     char dest[65];
-    uint8_t dest_id;
+    uint8_t dest_id; /* of Get and Ack: our own mailbox there */
     uint8_t from_id;
+    uint8_t mode;  /* OPC__RENDER_* of a Send */
+    uint64_t uid;  /* of an Ack; of a message fetched */
+    int found;     /* Get: there was a message */
+    char from[129];
+    uint8_t got_from_id;
+    opc__fetch fetch;
     int written; /* its last byte has left: from now on the outcome can be unknown */
     int done;
     opcomms_err result;
@@ -7981,6 +8211,8 @@ typedef struct opc__conn {
     int input_ended;
     const opc__conn_ops *ops;
     void *user;
+    int newer; /* server: answers take the newer form of the protocol */
+    int alone; /* client: nothing is written while an answer is outstanding */
     opc__store *store;
     uint32_t frame_max;
     opc__frame frame;
@@ -8024,6 +8256,8 @@ typedef struct opc__conn {
     opc__call *waiting; /* written, answer outstanding */
     uint64_t next_id;
     uint64_t answers;
+    int fed;         /* the frame under way has put pieces into the Get of fed_id */
+    uint64_t fed_id;
     int more;          /* another step is due, although no byte moves */
     uint64_t activity; /* counts application progress, for idle time-outs */
     uint64_t heard;    /* counts receptions */
@@ -8234,28 +8468,59 @@ OPC__FN opcomms_err opc__conn_request(opc__conn *c, const opc__request *r) {
     reply = &c->reply[(c->reply_first + c->reply_count) % OPC__CONN_REPLIES];
     memset(reply, 0, sizeof *reply);
     reply->id = r->id;
-    if (r->kind == OPC__REQ_PING) {
-        reply->kind = OPC__RES_PING;
-        reply->flag = 1;
-        rc = OPCOMMS_OK;
-    } else {
-        rc = c->ops->request(c->user, c, r, reply);
-    }
+    rc = c->ops->request(c->user, c, r, reply);
     if (rc == OPCOMMS_OK) c->reply_count++;
     return rc;
 }
 
 /* ---- client: a complete response ---- */
 
-OPC__FN opcomms_err opc__conn_answer(opc__conn *c, const opc__response *r) {
+OPC__FN opc__call **opc__conn_waiting(opc__conn *c, uint64_t id) {
     opc__call **link = &c->waiting;
-    opc__call *call;
+    while (*link != NULL && (*link)->id != id) link = &(*link)->next;
+    return link;
+}
+
+/* Pieces of a fetched message. They belong to the request whose number came before them in the
+   frame; where it comes behind them, to the only Get there is, which starts again if they turn out
+   to be another's. */
+OPC__FN opcomms_err opc__conn_on_fetched(void *user, const uint8_t *p, size_t n) {
+    opc__conn *c = (opc__conn *)user;
+    const opc__walk *w = &c->parse.response.walk;
+    opc__call *call = c->waiting;
+    if (opc__walk_has(w, OPC__SLOT_ID)) {
+        call = *opc__conn_waiting(c, w->value[OPC__SLOT_ID]);
+    } else {
+        while (call != NULL && call->kind != OPC__REQ_GET) call = call->next;
+    }
+    if (call == NULL || call->kind != OPC__REQ_GET) return OPCOMMS_OK; /* nobody waits for it */
+    if (!c->fed) opc__fetch_init(&call->fetch, call->fetch.buf, call->fetch.cap);
+    c->fed = 1;
+    c->fed_id = call->id;
+    opc__fetch_take(&call->fetch, p, n);
+    return OPCOMMS_OK;
+}
+
+OPC__FN void opc__conn_fetched(opc__call *call, const opc__response *r) {
+    call->found = r->flag;
+    call->uid = r->uid;
+    call->got_from_id = r->from_id;
+    memcpy(call->from, r->from, r->from_len);
+    call->from[r->from_len] = 0;
+    opc__fetch_end(&call->fetch);
+}
+
+OPC__FN opcomms_err opc__conn_answer(opc__conn *c, const opc__response *r) {
+    opc__call **link = opc__conn_waiting(c, r->request_id);
+    opc__call *call = *link;
     int wanted;
     opcomms_err rc = OPCOMMS_OK;
-    while (*link != NULL && (*link)->id != r->request_id) link = &(*link)->next;
-    call = *link;
+    if (c->fed && c->fed_id != r->request_id) { /* they were another's */
+        opc__call *wrong = *opc__conn_waiting(c, c->fed_id);
+        if (wrong != NULL) opc__fetch_init(&wrong->fetch, wrong->fetch.buf, wrong->fetch.cap);
+    }
     if (call == NULL) return OPCOMMS_OK; /* late, second or foreign: ignored */
-    wanted = call->kind == OPC__REQ_SEND ? OPC__RES_SEND : OPC__RES_PING;
+    wanted = OPC__RES_SEND + call->kind - OPC__REQ_SEND;
     if (r->kind == OPC__RES_SERVER_ERROR || (r->kind == OPC__RES_ERROR && r->call == wanted)) {
         (void)opc__err_set(&call->detail, OPCOMMS_E_REMOTE, 0, r->detail);
         rc = OPCOMMS_E_REMOTE;
@@ -8263,6 +8528,12 @@ OPC__FN opcomms_err opc__conn_answer(opc__conn *c, const opc__response *r) {
         return OPCOMMS_E_PROTOCOL; /* an answer of another kind: the peer is confused */
     } else if (wanted == OPC__RES_SEND && !r->flag) {
         rc = opc__err_set(&call->detail, OPCOMMS_E_ROUTE, 0, "refused by the receiver");
+    } else if (wanted == OPC__RES_ACK && !r->flag) {
+        rc = opc__err_set(&call->detail, OPCOMMS_E_NOT_FOUND, 0, "no such message there");
+    } else if (wanted == OPC__RES_GET && r->flag && r->from_cut) {
+        return OPCOMMS_E_PROTOCOL; /* an identity is at most 128 bytes */
+    } else if (wanted == OPC__RES_GET) {
+        opc__conn_fetched(call, r);
     }
     *link = call->next;
     call->next = NULL;
@@ -8335,7 +8606,8 @@ OPC__FN opcomms_err opc__conn_consume(opc__conn *c, const uint8_t *p, size_t n, 
         if (c->server) {
             opc__request_begin(&c->parse.request, opc__conn_on_msg, c);
         } else {
-            opc__response_begin(&c->parse.response, NULL, NULL);
+            opc__response_begin(&c->parse.response, opc__conn_on_fetched, c);
+            c->fed = 0;
         }
         return OPCOMMS_OK;
     }
@@ -8408,7 +8680,7 @@ OPC__FN int opc__conn_next_reply(opc__conn *c) {
     switch (r->kind) {
     case OPC__RES_SEND: n = opc__tarpc_reply_send(out, cap, r->id, r->flag); break;
     case OPC__RES_ACK: n = opc__tarpc_reply_ack(out, cap, r->id, r->flag); break;
-    case OPC__RES_PING: n = opc__tarpc_reply_ping(out, cap, r->id, r->flag, 0); break;
+    case OPC__RES_PING: n = opc__tarpc_reply_ping(out, cap, r->id, r->flag, c->newer); break;
     case OPC__RES_GET:
         if (r->flag) {
             char from[65];
@@ -8422,6 +8694,9 @@ OPC__FN int opc__conn_next_reply(opc__conn *c) {
             n = opc__tarpc_reply_get_null(out, cap, r->id);
         }
         break;
+    case OPC__RES_TOO_LARGE:
+        n = opc__tarpc_reply_too_large(out, cap, r->id, r->bytes, r->wire_bytes);
+        break;
     default: n = opc__tarpc_reply_error(out, cap, r->id, r->call, r->error); break;
     }
     opc__conn_out_frame(c, n, payload, tail);
@@ -8433,18 +8708,30 @@ OPC__FN int opc__conn_next_call(opc__conn *c, uint64_t now_us) {
     uint8_t *out = c->out + 4;
     size_t cap = sizeof c->out - 4, n;
     uint64_t left;
-    if (call == NULL) return 0;
+    if (call == NULL || (c->alone && c->waiting != NULL)) return 0;
+    if (call->kind == OPC__REQ_GET) { /* one at a time, see opc__conn_on_fetched */
+        const opc__call *other = c->waiting;
+        while (other != NULL && other->kind != OPC__REQ_GET) other = other->next;
+        if (other != NULL) return 0;
+        opc__fetch_init(&call->fetch, call->fetch.buf, call->fetch.cap);
+    }
     left = call->deadline_us > now_us ? call->deadline_us - now_us : 0;
     call->id = c->next_id++;
     if (call->kind == OPC__REQ_SEND) {
         n = opc__tarpc_send_head(out, cap, call->id, left, call->span_id, call->from_id,
                                  (const uint8_t *)call->dest, strlen(call->dest), call->dest_id);
-        opc__render_init(&c->render, OPC__RENDER_BYTES);
+        opc__render_init(&c->render, call->mode);
         opc__conn_out_frame(c, n, call->wire_bytes, strlen(OPC__TARPC_SEND_TAIL));
+        return 1;
+    }
+    if (call->kind == OPC__REQ_GET) {
+        n = opc__tarpc_get(out, cap, call->id, left, call->span_id, call->dest_id);
+    } else if (call->kind == OPC__REQ_ACK) {
+        n = opc__tarpc_ack(out, cap, call->id, left, call->span_id, call->dest_id, call->uid);
     } else {
         n = opc__tarpc_ping(out, cap, call->id, left, call->span_id);
-        opc__conn_out_frame(c, n, 0, 0);
     }
+    opc__conn_out_frame(c, n, 0, 0);
     return 1;
 }
 
@@ -8734,6 +9021,24 @@ OPC__FN uint32_t opc__mailbox_find(const opc__mailbox *m, const uint8_t *dest, u
     return OPC__MAILBOX_NONE;
 }
 
+/* The cap on foreign boxes is reached: one that has been emptied serves another destination now. */
+OPC__FN opcomms_err opc__mailbox_reuse(opc__mailbox *m, const uint8_t *dest, uint32_t len,
+                                       uint8_t id, uint32_t *out) {
+    uint8_t *copy;
+    uint32_t i;
+    for (i = 0; i < m->boxes_count && (m->boxes[i].own || m->boxes[i].count > 0);) i++;
+    if (i == m->boxes_count) return OPCOMMS_E_LIMIT;
+    copy = (uint8_t *)opc__mem_alloc(m->mem, (size_t)len + 1u);
+    if (copy == NULL) return OPCOMMS_E_NOMEM;
+    if (len > 0) memcpy(copy, dest, len);
+    opc__mem_free(m->mem, m->boxes[i].dest, m->boxes[i].dest_len + 1u);
+    m->boxes[i].dest = copy;
+    m->boxes[i].dest_len = len;
+    m->boxes[i].id = id;
+    *out = i;
+    return OPCOMMS_OK;
+}
+
 OPC__FN opcomms_err opc__mailbox_open(opc__mailbox *m, const uint8_t *dest, uint32_t len,
                                       uint8_t id, uint32_t *out) {
     uint32_t found = opc__mailbox_find(m, dest, len, id);
@@ -8743,7 +9048,9 @@ OPC__FN opcomms_err opc__mailbox_open(opc__mailbox *m, const uint8_t *dest, uint
         *out = found;
         return OPCOMMS_OK;
     }
-    if (!own && m->foreign_count >= m->foreign_max) return OPCOMMS_E_LIMIT;
+    if (!own && m->foreign_count >= m->foreign_max) {
+        return opc__mailbox_reuse(m, dest, len, id, out);
+    }
     if (m->boxes_count == m->boxes_cap) {
         void *p = opc__mailbox_grow(m->mem, m->boxes, &m->boxes_cap, 0x100000u, sizeof *m->boxes);
         if (p == NULL) return OPCOMMS_E_NOMEM;
@@ -8927,6 +9234,8 @@ OPC__FN uint32_t opc__mailbox_by_uid(const opc__mailbox *m, uint32_t box, uint64
 #define OPC__NODE_STOP_US 2000000u  /* how long a stop waits for work under way */
 #define OPC__NODE_MESSAGES 64u      /* messages handed out at once */
 #define OPC__NODE_LOG_LINES 8u
+#define OPC__LINK_CHECK_US 30000000u /* silence before which a kept connection is not asked first */
+#define OPC__LINK_CHECK_WAIT_US 2000000u /* and how long it may take to say that it lives */
 #define OPC__LINK_SILENT_US 2000000u /* after which a call that gives up ends the connection */
 
 /* An accepted connection. */
@@ -8938,6 +9247,7 @@ typedef struct opc__slot {
     uint64_t activity_seen;
     uint64_t linger_until_us; /* != 0: over, waiting for the peer's end */
     int admitted;             /* handshake done and admitted */
+    uint32_t rate;            /* hint for opc__rates_take */
     int events_ready;         /* POLL_IN/OUT seen in this step */
     struct opcomms_peer *peer;
     opc__conn conn;
@@ -8966,9 +9276,12 @@ typedef struct opc__link {
     intptr_t sock;
     int connecting;
     int reused; /* this connection has answered before */
+    int checking; /* `check`, a Ping of our own, is under way; the others wait for its answer */
+    opc__call check;
     opc__session session;
     uint64_t session_list; /* the allow list's generation when it was made */
     int doubt;  /* a call gave up, and nothing was heard since */
+    uint64_t quiet_us; /* when it connected or was heard last */
     uint64_t heard_us; /* when it connected, was heard last, or was asked while not in doubt */
     uint64_t heard_seen;
     opc__conn conn;
@@ -9021,10 +9334,12 @@ struct opcomms_peer {
     uint32_t links_count;
     uint64_t accept_again_us; /* after a failed accept, not before this time */
     opc__limit limit;
+    opc__rates rates;
     opc__sessions sessions;
     uint64_t spans; /* the last span number: they tell requests apart, nothing depends on them */
     int more;   /* work is left although no socket says so */
     int signs;  /* handshake signatures made in this step */
+    uint64_t step_us; /* when this step began */
     int stopping;
     int stopped;
     opcomms_err failed; /* first storage error */
@@ -9249,6 +9564,36 @@ OPC__FN opcomms_err opc__node_store(opcomms_peer *p, opc__slot *s, const opc__re
     return OPCOMMS_OK;
 }
 
+/* The newer protocol leaves 4 KB of a frame to what surrounds the text, and says so. */
+OPC__FN int opc__node_too_large(opcomms_peer *p, const opc__request *r, opc__reply *reply) {
+    uint64_t frame_kb = p->cfg.frame_bytes_max / 1024u;
+    uint64_t most_kb = frame_kb > 4u ? frame_kb - 4u : 0;
+    if (r->msg_bytes <= most_kb * 1024u) return 0;
+    p->stats.too_large++;
+    reply->kind = OPC__RES_TOO_LARGE;
+    reply->bytes = most_kb;
+    reply->wire_bytes = (r->msg_bytes + 1023u) / 1024u;
+    return 1;
+}
+
+/* Charges a request to its identity. The older protocol has no error for it: there the refusal is
+   told in words, and a Ping, which cannot fail, is answered. 1: refused. */
+OPC__FN int opc__node_rate(opcomms_peer *p, opc__slot *s, const opc__request *r,
+                           opc__reply *reply) {
+    const opcomms_config *cfg = &p->cfg;
+    int newer = cfg->protocol == OPCOMMS_PROTOCOL_NEWER;
+    if (cfg->rate_capacity == OPCOMMS_UNLIMITED ||
+        opc__rates_take(&p->rates, opc__tls_peer(&s->conn.tls), &s->rate, p->step_us,
+                        cfg->rate_capacity, cfg->rate_per_second, cfg->rate_cost)) {
+        return 0;
+    }
+    if (r->kind == OPC__REQ_PING && !newer) return 0;
+    p->stats.rate_limited++;
+    opc__node_refuse(reply, OPC__RES_SEND + r->kind - OPC__REQ_SEND,
+                     newer ? "\"RateLimitExceeded\"" : "{\"MutexError\":\"rate limit exceeded\"}");
+    return 1;
+}
+
 OPC__FN opcomms_err opc__node_send(opcomms_peer *p, opc__slot *s, const opc__request *r,
                                    opc__reply *reply) {
     const uint8_t *peer = opc__tls_peer(&s->conn.tls);
@@ -9265,6 +9610,9 @@ OPC__FN opcomms_err opc__node_send(opcomms_peer *p, opc__slot *s, const opc__req
         opc__node_say(p, OPCOMMS_LOG_WARNING, "route refused for ", from);
         return OPCOMMS_OK; /* Ok(false): not stored */
     }
+    if (p->cfg.protocol == OPCOMMS_PROTOCOL_NEWER && opc__node_too_large(p, r, reply)) {
+        return OPCOMMS_OK;
+    }
     if (s->conn.put_error != OPCOMMS_OK || p->failed != OPCOMMS_OK) {
         opc__node_refuse(reply, OPC__RES_SEND, "{\"MutexError\":\"storage\"}");
         return OPCOMMS_OK;
@@ -9272,6 +9620,7 @@ OPC__FN opcomms_err opc__node_send(opcomms_peer *p, opc__slot *s, const opc__req
     rc = opc__mailbox_open(&p->mailbox, r->dest, r->dest_len, r->dest_id, &box);
     if (rc == OPCOMMS_OK) rc = opc__mailbox_reserve(&p->mailbox, box, peer);
     if (rc != OPCOMMS_OK) {
+        p->stats.queue_full++;
         opc__node_refuse(reply, OPC__RES_SEND, "{\"MutexError\":\"storage: queue full\"}");
         return OPCOMMS_OK;
     }
@@ -9321,6 +9670,12 @@ OPC__FN opcomms_err opc__node_request(void *user, opc__conn *c, const opc__reque
     uint32_t box, i;
     opcomms_err rc;
     OPCOMMS_ASSERT(c == &s->conn);
+    if (opc__node_rate(p, s, r, reply)) return OPCOMMS_OK;
+    if (r->kind == OPC__REQ_PING) {
+        reply->kind = OPC__RES_PING;
+        reply->flag = 1;
+        return OPCOMMS_OK;
+    }
     if (r->kind == OPC__REQ_SEND) return opc__node_send(p, s, r, reply);
     opc__str_hash_write(opc__tls_peer(&c->tls), own);
     box = opc__mailbox_find(&p->mailbox, (const uint8_t *)own, 64, r->dest_id);
@@ -9441,6 +9796,7 @@ OPC__FN opcomms_err opc__node_slot_open(opcomms_peer *p, intptr_t sock,
     s->active_us = now_us;
     s->peer = p;
     opc__conn_init(&s->conn, 1, p->store, p->cfg.frame_bytes_max, &ops, s);
+    s->conn.newer = p->cfg.protocol == OPCOMMS_PROTOCOL_NEWER;
     opc__tls_server(&s->conn.tls, &p->tls, opc__node_slot_may, s, entropy,
                     p->plat->wall_s(p->plat->user));
     if (p->sessions.count > 0) {
@@ -9717,7 +10073,9 @@ OPC__FN opcomms_err opc__link_connect(opc__link *l, int *os_code) {
     l->connecting = 1;
     l->reused = 0;
     l->doubt = 0;
+    l->checking = 0;
     l->heard_us = opc__node_now(p);
+    l->quiet_us = l->heard_us;
     l->heard_seen = 0;
     opc__conn_init(&l->conn, 0, NULL, p->cfg.frame_bytes_max, NULL, l);
     l->conn.calls = calls;
@@ -9803,11 +10161,55 @@ OPC__FN void opc__link_fail_all(opc__link *l, opcomms_err rc, int os_code, const
 
 /* The connection died. Calls whose request had left have an unknown outcome; the others are tried
    once more if the connection had worked before (it was closed while idle), else they fail. */
+/* Takes a call out of the connection; 0: it was not there. *written: its request had left. */
+OPC__FN int opc__link_unlink(opc__link *l, const opc__call *call, int *written) {
+    opc__call **at = &l->conn.calls;
+    *written = 0;
+    while (*at != NULL && *at != call) at = &(*at)->next;
+    if (*at == NULL) {
+        *written = 1;
+        at = &l->conn.waiting;
+        while (*at != NULL && *at != call) at = &(*at)->next;
+    }
+    if (*at == NULL) return 0;
+    *at = call->next;
+    return 1;
+}
+
+/* A kept connection that was silent for long may be gone without a word (a host without power, a
+   forgotten translation of addresses): it is asked first, so that the request is not lost in it. */
+OPC__FN void opc__link_check(opc__link *l, uint64_t now_us) {
+    opc__call *c = &l->check;
+    int written = 0;
+    if (l->checking && (c->done || now_us >= c->deadline_us)) {
+        if (!c->done && l->conn.state == OPC__CONN_OPEN) opc__conn_kill(&l->conn, OPCOMMS_E_CLOSED);
+        (void)opc__link_unlink(l, c, &written);
+        l->checking = 0;
+        l->conn.alone = 0;
+    }
+    if (l->checking || !l->reused || l->conn.calls == NULL || l->conn.waiting != NULL ||
+        l->conn.out_stage != OPC__OUT_IDLE || l->conn.state != OPC__CONN_OPEN ||
+        now_us < l->quiet_us || now_us - l->quiet_us < OPC__LINK_CHECK_US) {
+        return;
+    }
+    memset(c, 0, sizeof *c);
+    c->kind = OPC__REQ_PING;
+    c->span_id = l->conn.next_id + 1u;
+    c->deadline_us = now_us + OPC__LINK_CHECK_WAIT_US;
+    c->next = l->conn.calls;
+    l->conn.calls = c;
+    l->checking = 1;
+    l->conn.alone = 1;
+}
+
 OPC__FN void opc__link_died(opc__link *l, opcomms_err why, int os_code) {
     opc__call *call;
     int again = l->reused && (why == OPCOMMS_E_CLOSED || why == OPCOMMS_E_TLS);
     int tls_code = l->conn.tls_code;
     const char *more = NULL;
+    int written = 0;
+    if (l->checking) (void)opc__link_unlink(l, &l->check, &written);
+    l->checking = 0;
     if (!l->connecting && !opc__tls_ready(&l->conn.tls) && tls_code == 0 &&
         (why == OPCOMMS_E_CLOSED || why == OPCOMMS_E_TLS)) {
         more = "closed by the peer during the handshake; its allow list may not admit us";
@@ -9867,10 +10269,12 @@ OPC__FN int opc__link_pump(opc__link *l) {
         if (l->conn.input_ended && l->conn.state == OPC__CONN_OPEN && l->conn.waiting == NULL) {
             opc__conn_kill(&l->conn, OPCOMMS_E_CLOSED);
         }
+        opc__link_check(l, opc__node_now(p));
         opc__conn_step(&l->conn, opc__node_now(p));
         if (l->conn.heard != l->heard_seen) {
             l->heard_seen = l->conn.heard;
             l->heard_us = opc__node_now(p);
+            l->quiet_us = l->heard_us;
             l->doubt = 0;
         }
         if (l->conn.answers != answers) {
@@ -9907,8 +10311,8 @@ OPC__FN void opc__link_doubt(opc__link *l) {
 
 /* Takes a call whose time is up out of the link. */
 OPC__FN void opc__link_give_up(opc__link *l, opc__call *call) {
-    opc__call **at = &l->conn.calls;
     opcomms_err rc = OPCOMMS_E_TIMEOUT;
+    int written = 0, there;
     if (l->conn.calls == call && l->conn.out_stage != OPC__OUT_IDLE) {
         opc__call *rest = call->next; /* half a frame is out: this connection is lost */
         l->conn.calls = NULL;
@@ -9920,14 +10324,10 @@ OPC__FN void opc__link_give_up(opc__link *l, opc__call *call) {
         }
         return;
     }
-    while (*at != NULL && *at != call) at = &(*at)->next;
-    if (*at == NULL) {
-        at = &l->conn.waiting;
-        rc = OPCOMMS_E_UNKNOWN_OUTCOME;
-        while (*at != NULL && *at != call) at = &(*at)->next;
-    }
-    OPCOMMS_ASSERT(*at == call);
-    *at = call->next;
+    there = opc__link_unlink(l, call, &written);
+    OPCOMMS_ASSERT(there);
+    (void)there;
+    if (written) rc = OPCOMMS_E_UNKNOWN_OUTCOME;
     opc__link_finish(call, rc, 0, 0, NULL);
     opc__link_doubt(l);
 }
@@ -10116,6 +10516,7 @@ OPC__FN void opc__node_step(opcomms_peer *p, size_t n) {
     size_t k;
     int knock = 0, no = 0;
     p->signs = 0;
+    p->step_us = now;
     for (k = 0; k < n; k++) {
         if (p->fds[k].revents == 0) continue;
         if (p->fds[k].handle == p->wake[0]) p->plat->wake_drain(p->plat->user, p->wake);
@@ -10347,7 +10748,9 @@ OPC__FN void opc__run_call(opc__link *l, opc__call *call) {
         }
         l->owned = 1;
         if (!opc__link_pump(l) && !call->done && l->kill == OPCOMMS_OK) {
-            opc__run_link_wait(l, call->deadline_us - now);
+            uint64_t until = call->deadline_us;
+            if (l->checking && l->check.deadline_us < until) until = l->check.deadline_us;
+            opc__run_link_wait(l, until > now ? until - now : 0);
         }
         l->owned = 0;
     }
@@ -10780,6 +11183,8 @@ OPCOMMS_API opcomms_err opcomms_make_ca_cert(const char *ca_key_file, char *out,
 
 /* >>pub ==== L4 ==== public functions of the peer: check, lock, call, translate */
 
+OPCOMMS_API const opcomms_platform *opcomms_platform_default(void) { return opc__plat_default(); }
+
 OPCOMMS_API const char *opcomms_version(void) { return OPCOMMS_VERSION_STRING; }
 
 OPCOMMS_API const char *opcomms_err_text(opcomms_err code) { return opc__err_text(code); }
@@ -10839,11 +11244,16 @@ OPC__FN opcomms_err opc__pub_config(const opcomms_config *cfg, opcomms_config *o
     opc__pub_default(&out->messages_max, 100000);
     opc__pub_default(&out->queue_depth_max, 10000);
     opc__pub_default(&out->frame_bytes_max, OPCOMMS_MAX_FRAME);
+    opc__pub_default(&out->rate_capacity, 10000);
+    opc__pub_default(&out->rate_per_second, 100);
+    opc__pub_default(&out->rate_cost, 1);
     if (out->log_bytes_max == 0) out->log_bytes_max = (uint64_t)1 << 30;
     if (out->memory_bytes_max == 0) out->memory_bytes_max = (uint64_t)64 << 20;
     if (out->connections_max > 1024u || out->frame_bytes_max > OPCOMMS_MAX_FRAME ||
         out->messages_max > 0x1000000u || out->mailboxes_max > 0x80000u ||
-        out->frame_bytes_max < 1024u || out->sync_interval_ms > 3600000u) {
+        out->frame_bytes_max < 1024u || out->sync_interval_ms > 3600000u ||
+        out->protocol > OPCOMMS_PROTOCOL_NEWER || out->rate_cost > out->rate_capacity ||
+        (out->rate_capacity != OPCOMMS_UNLIMITED && out->rate_capacity > 1000000000u)) {
         return opc__err_set(err, OPCOMMS_E_INVAL, 0, "a limit in cfg is out of range");
     }
     return OPCOMMS_OK;
@@ -10890,8 +11300,9 @@ OPC__FN opcomms_err opc__pub_open_store(opcomms_peer *p, opcomms_error *err) {
     o.durability = (int)cfg->durability;
     o.puts_max = puts;
     if (cfg->durability != OPCOMMS_DURABLE_NEVER) { /* it speeds up syncs, nothing else */
-        o.ahead_bytes = cfg->log_bytes_max / 16 < OPC__LOG_AHEAD ? (uint32_t)(cfg->log_bytes_max / 16)
-                                                                 : OPC__LOG_AHEAD;
+        o.ahead_bytes = cfg->log_bytes_max / 16 < OPC__LOG_AHEAD
+                            ? (uint32_t)(cfg->log_bytes_max / 16)
+                            : OPC__LOG_AHEAD;
     }
     o.log_bytes_max = cfg->log_bytes_max;
     /* What was accepted once is kept, whatever the limits say now. */
@@ -11120,7 +11531,7 @@ OPC__FN opcomms_err opc__pub_enter(opcomms_peer *p, const char *hash, const char
     if (!opc__allow_check(p->allow, want, &to)) {
         return opc__err_set(err, OPCOMMS_E_NOT_ALLOWED, 0, "our own allow list");
     }
-    memcpy(call->dest, hash, 65);
+    if (call->dest[0] == 0) memcpy(call->dest, hash, 65);
     opc__mutex_lock(&p->lock);
     call->span_id = opc__node_span(p);
     if (opc__node_inside(p)) {
@@ -11160,27 +11571,41 @@ OPC__FN opcomms_err opc__pub_call(opcomms_peer *p, const char *hash, const char 
     return rc;
 }
 
+/* Fills in what a Send carries; checks that it fits a frame. */
+OPC__FN opcomms_err opc__pub_payload(const opcomms_peer *p, opc__call *call, const void *data,
+                                     size_t len, uint32_t flags, opcomms_error *err) {
+    static const uint8_t nothing[1] = {0};
+    int mode = (flags & OPCOMMS_MESSAGE_TEXT) ? OPC__RENDER_TEXT : OPC__RENDER_BYTES;
+    if ((data == NULL && len > 0) || (flags & ~OPCOMMS_MESSAGE_TEXT) != 0) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    }
+    call->kind = OPC__REQ_SEND;
+    call->data = data != NULL ? (const uint8_t *)data : nothing;
+    call->len = len;
+    call->mode = (uint8_t)mode;
+    if (mode == OPC__RENDER_TEXT && !opc__str_utf8_valid(call->data, len)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the text is not UTF-8");
+    }
+    /* Everything around the payload is less than 512 bytes (PROTOCOL: longest numbers). */
+    if (len <= p->cfg.frame_bytes_max) {
+        call->wire_bytes =
+            opc__render_total(mode, opc__render_size(mode, call->data, len), len);
+    }
+    if (len > p->cfg.frame_bytes_max || call->wire_bytes > p->cfg.frame_bytes_max - 512u) {
+        return opc__err_set(err, OPCOMMS_E_LIMIT, 0, "the message does not fit a frame");
+    }
+    return OPCOMMS_OK;
+}
+
 OPCOMMS_API opcomms_err opcomms_send(opcomms_peer *peer, const char *hash, const char *address,
                                      const void *data, size_t len, uint32_t timeout_ms,
                                      opcomms_error *err) {
-    static const uint8_t nothing[1] = {0};
     opc__call call;
-    if (peer == NULL || (data == NULL && len > 0)) {
-        return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
-    }
+    opcomms_err rc;
+    if (peer == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
     memset(&call, 0, sizeof call);
-    call.kind = OPC__REQ_SEND;
-    call.data = data != NULL ? (const uint8_t *)data : nothing;
-    call.len = len;
-    /* Everything around the payload is less than 512 bytes (PROTOCOL: longest numbers). */
-    if (len > peer->cfg.frame_bytes_max / 2u) {
-        return opc__err_set(err, OPCOMMS_E_LIMIT, 0, "the message does not fit a frame");
-    }
-    call.wire_bytes = opc__render_total(
-        OPC__RENDER_BYTES, opc__render_size(OPC__RENDER_BYTES, call.data, len), len);
-    if (call.wire_bytes > peer->cfg.frame_bytes_max - 512u) {
-        return opc__err_set(err, OPCOMMS_E_LIMIT, 0, "the message does not fit a frame");
-    }
+    rc = opc__pub_payload(peer, &call, data, len, 0, err);
+    if (rc != OPCOMMS_OK) return rc;
     return opc__pub_call(peer, hash, address, &call, timeout_ms, err);
 }
 
@@ -11195,16 +11620,22 @@ OPCOMMS_API opcomms_err opcomms_ping(opcomms_peer *peer, const char *hash, const
 
 /* ---- receiving ---- */
 
+OPC__FN uint32_t opc__pub_own_box(const opcomms_peer *p, uint8_t id) {
+    if (id == 0) return p->own_box;
+    return opc__mailbox_find(&p->mailbox, (const uint8_t *)p->hash_text, 64, id);
+}
+
 /* Waits until a message can be handed out; the lock is held before and after. The entry, or
    OPC__MAILBOX_NONE with *rc set. */
-OPC__FN uint32_t opc__pub_await(opcomms_peer *p, uint32_t timeout_ms, opcomms_err *rc) {
+OPC__FN uint32_t opc__pub_await(opcomms_peer *p, uint8_t id, uint32_t timeout_ms,
+                                opcomms_err *rc) {
     uint64_t start = opc__node_now(p);
     for (;;) {
         uint32_t i = OPC__MAILBOX_NONE;
         uint64_t passed = opc__node_now(p) - start, left = UINT64_MAX;
         *rc = OPCOMMS_E_CLOSED;
         if (p->store == NULL || p->stopping) return i;
-        i = opc__mailbox_oldest(&p->mailbox, p->own_box, p->visible, 1);
+        i = opc__mailbox_oldest(&p->mailbox, opc__pub_own_box(p, id), p->visible, 1);
         *rc = i == OPC__MAILBOX_NONE ? OPCOMMS_E_EMPTY : OPCOMMS_OK;
         if (i != OPC__MAILBOX_NONE || timeout_ms == 0) return i;
         if (timeout_ms != OPCOMMS_FOREVER) {
@@ -11272,7 +11703,7 @@ OPCOMMS_API opcomms_err opcomms_check_receive(opcomms_peer *peer, opcomms_identi
         return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
     }
     opc__mutex_lock(&peer->lock);
-    i = opc__pub_await(peer, 0, &rc);
+    i = opc__pub_await(peer, 0, 0, &rc);
     if (i != OPC__MAILBOX_NONE) {
         uint64_t bytes = peer->mailbox.entries[i].bytes;
         rc = peer->store->c->meta(peer->store, peer->mailbox.entries[i].ref, &meta, dest);
@@ -11294,13 +11725,13 @@ OPCOMMS_API opcomms_err opcomms_wait(opcomms_peer *peer, uint32_t timeout_ms) {
     opcomms_err rc = OPCOMMS_OK;
     if (peer == NULL) return OPCOMMS_E_INVAL;
     opc__mutex_lock(&peer->lock);
-    (void)opc__pub_await(peer, timeout_ms, &rc);
+    (void)opc__pub_await(peer, 0, timeout_ms, &rc);
     opc__node_unlock(peer);
     return rc;
 }
 
-OPCOMMS_API opcomms_err opcomms_receive(opcomms_peer *peer, uint32_t timeout_ms,
-                                        opcomms_message **out, opcomms_error *err) {
+OPCOMMS_API opcomms_err opcomms_receive_id(opcomms_peer *peer, uint8_t id, uint32_t timeout_ms,
+                                           opcomms_message **out, opcomms_error *err) {
     opc__msg_meta meta;
     uint8_t dest[OPC__DEST_MAX];
     opcomms_message *m = NULL;
@@ -11308,7 +11739,7 @@ OPCOMMS_API opcomms_err opcomms_receive(opcomms_peer *peer, uint32_t timeout_ms,
     uint32_t i, k;
     if (peer == NULL || out == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
     opc__mutex_lock(&peer->lock);
-    i = opc__pub_await(peer, timeout_ms, &rc);
+    i = opc__pub_await(peer, id, timeout_ms, &rc);
     if (i != OPC__MAILBOX_NONE) {
         for (k = 0; k < OPC__NODE_MESSAGES && m == NULL; k++) {
             if (!peer->messages[k].used) m = &peer->messages[k];
@@ -11333,6 +11764,11 @@ OPCOMMS_API opcomms_err opcomms_receive(opcomms_peer *peer, uint32_t timeout_ms,
     }
     opc__node_unlock(peer);
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
+}
+
+OPCOMMS_API opcomms_err opcomms_receive(opcomms_peer *peer, uint32_t timeout_ms,
+                                        opcomms_message **out, opcomms_error *err) {
+    return opcomms_receive_id(peer, 0, timeout_ms, out, err);
 }
 
 /* The handle's entry is still the message it was made for. */
@@ -11408,6 +11844,289 @@ OPCOMMS_API opcomms_err opcomms_message_read(opcomms_message *message, uint64_t 
     }
     opc__node_unlock(p);
     return rc;
+}
+
+/* ---- the broker channel ---- */
+
+struct opcomms_client {
+    opcomms_peer *peer;
+    char hash[65];
+    char address[64];
+};
+
+OPCOMMS_API opcomms_err opcomms_client_open(opcomms_peer *peer, const char *hash,
+                                            const char *address, opcomms_client **out,
+                                            opcomms_error *err) {
+    uint8_t want[32];
+    opcomms_address to;
+    opcomms_client *c;
+    if (peer == NULL || out == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    if (hash == NULL || !opc__str_hash_parse(hash, strlen(hash), want)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the hash is 64 lower-case hex digits");
+    }
+    memset(&to, 0, sizeof to);
+    if (address == NULL || strlen(address) >= sizeof c->address ||
+        opc__id_address_parse(address, strlen(address), &to) != OPCOMMS_OK || to.port == 0) {
+        return opc__err_set(err, OPCOMMS_E_ADDRESS, 0, address);
+    }
+    opc__mutex_lock(&peer->lock);
+    c = (opcomms_client *)opc__mem_alloc(&peer->mem, sizeof *c);
+    opc__node_unlock(peer);
+    if (c == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, NULL);
+    c->peer = peer;
+    memcpy(c->hash, hash, 65);
+    memcpy(c->address, address, strlen(address) + 1);
+    *out = c;
+    return OPCOMMS_OK;
+}
+
+OPCOMMS_API void opcomms_client_close(opcomms_client *client) {
+    opcomms_peer *p;
+    if (client == NULL) return;
+    p = client->peer;
+    opc__mutex_lock(&p->lock);
+    opc__mem_free(&p->mem, client, sizeof *client);
+    opc__node_unlock(p);
+}
+
+OPCOMMS_API opcomms_err opcomms_client_send(opcomms_client *client, uint8_t from_id,
+                                            const opcomms_identifier *to, const void *data,
+                                            size_t len, uint32_t flags, uint32_t timeout_ms,
+                                            opcomms_error *err) {
+    opc__call call;
+    uint8_t dest[32];
+    opcomms_err rc;
+    if (client == NULL || to == NULL || to->id < 0 || to->id > 255 ||
+        !opc__str_hash_parse(to->hash, strlen(to->hash), dest)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the destination");
+    }
+    memset(&call, 0, sizeof call);
+    rc = opc__pub_payload(client->peer, &call, data, len, flags, err);
+    if (rc != OPCOMMS_OK) return rc;
+    memcpy(call.dest, to->hash, 65);
+    call.dest_id = (uint8_t)to->id;
+    call.from_id = from_id;
+    return opc__pub_call(client->peer, client->hash, client->address, &call, timeout_ms, err);
+}
+
+OPCOMMS_API opcomms_err opcomms_client_get(opcomms_client *client, uint8_t id, opcomms_mail *mail,
+                                           void *buf, size_t cap, uint32_t timeout_ms,
+                                           opcomms_error *err) {
+    opc__call call;
+    opcomms_err rc;
+    if (client == NULL || mail == NULL || (buf == NULL && cap > 0)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    }
+    memset(&call, 0, sizeof call);
+    call.kind = OPC__REQ_GET;
+    call.dest_id = id;
+    opc__fetch_init(&call.fetch, (uint8_t *)buf, cap);
+    rc = opc__pub_call(client->peer, client->hash, client->address, &call, timeout_ms, err);
+    if (rc != OPCOMMS_OK) return rc;
+    memset(mail, 0, sizeof *mail);
+    if (!call.found) return opc__err_set(err, OPCOMMS_E_EMPTY, 0, NULL);
+    mail->uid = call.uid;
+    mail->bytes = call.fetch.bytes;
+    mail->flags = call.fetch.is_text ? OPCOMMS_MESSAGE_TEXT : 0;
+    memcpy(mail->from.hash, call.from, sizeof mail->from.hash);
+    mail->from.id = call.got_from_id;
+    if (mail->bytes > cap) return opc__err_set(err, OPCOMMS_E_BUFFER, 0, NULL);
+    return OPCOMMS_OK;
+}
+
+OPCOMMS_API opcomms_err opcomms_client_ack(opcomms_client *client, uint8_t id, uint64_t uid,
+                                           uint32_t timeout_ms, opcomms_error *err) {
+    opc__call call;
+    if (client == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    memset(&call, 0, sizeof call);
+    call.kind = OPC__REQ_ACK;
+    call.dest_id = id;
+    call.uid = uid;
+    return opc__pub_call(client->peer, client->hash, client->address, &call, timeout_ms, err);
+}
+
+OPCOMMS_API opcomms_err opcomms_client_recv(opcomms_client *client, uint8_t id, opcomms_mail *mail,
+                                            void *buf, size_t cap, uint32_t timeout_ms,
+                                            opcomms_error *err) {
+    opcomms_err rc = opcomms_client_get(client, id, mail, buf, cap, timeout_ms, err);
+    if (rc != OPCOMMS_OK) return rc;
+    return opcomms_client_ack(client, id, mail->uid, timeout_ms, err);
+}
+
+OPCOMMS_API opcomms_err opcomms_client_ping(opcomms_client *client, uint32_t timeout_ms,
+                                            opcomms_error *err) {
+    if (client == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    return opcomms_ping(client->peer, client->hash, client->address, timeout_ms, err);
+}
+
+/* ---- components of this process ---- */
+
+/* With the lock, which is open meanwhile: until the store takes another piece. */
+OPC__FN opcomms_err opc__pub_room(opcomms_peer *p) {
+    while (p->store != NULL && p->store->c->room(p->store) < OPC__CONN_ROOM) {
+        if (p->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
+        if (p->flushing) {
+            opc__cond_wait(&p->changed, &p->lock, 1000000u);
+        } else {
+            opc__node_flush_inline(p);
+        }
+    }
+    if (p->store == NULL || p->stopping) return OPCOMMS_E_CLOSED;
+    return p->failed != OPCOMMS_OK ? OPCOMMS_E_POISONED : OPCOMMS_OK;
+}
+
+/* With the lock, which may be open meanwhile: until `position` is as durable as configured. */
+OPC__FN opcomms_err opc__pub_settle(opcomms_peer *p, uint64_t position) {
+    for (;;) {
+        if (p->visible >= position) return OPCOMMS_OK;
+        if (p->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
+        if (p->store == NULL) return OPCOMMS_E_UNKNOWN_OUTCOME;
+        if (p->flushing) {
+            opc__cond_wait(&p->changed, &p->lock, 1000000u);
+        } else if (p->cfg.durability == OPCOMMS_DURABLE_ALWAYS &&
+                   !(p->cfg.flags & OPCOMMS_MEMORY_STORE)) {
+            opc__node_flush_inline(p);
+        } else {
+            opc__node_flush(p, opc__node_now(p));
+        }
+    }
+}
+
+/* Stores `len` bytes as a message of ours; the lock is held before and after. */
+OPC__FN opcomms_err opc__pub_store(opcomms_peer *p, const opc__call *call, uint64_t *position) {
+    opc__msg_meta meta;
+    uint32_t put = 0, box = 0;
+    uint64_t uid = 0, ref = 0;
+    size_t at = 0;
+    opcomms_err rc = p->store->c->begin(p->store, &put);
+    if (rc != OPCOMMS_OK) return rc;
+    while (rc == OPCOMMS_OK && at < call->len) {
+        size_t some = call->len - at < 1024u ? call->len - at : 1024u;
+        rc = opc__pub_room(p);
+        if (rc == OPCOMMS_OK) rc = p->store->c->data(p->store, put, call->data + at, some);
+        if (rc == OPCOMMS_OK) at += some;
+        if (rc == OPCOMMS_E_AGAIN) rc = OPCOMMS_OK;
+    }
+    memset(&meta, 0, sizeof meta);
+    memcpy(meta.from, p->hash, 32);
+    meta.from_id = call->from_id;
+    meta.dest_id = call->dest_id;
+    meta.flags = call->mode == OPC__RENDER_TEXT ? OPC__MSG_TEXT : 0;
+    meta.dest = (const uint8_t *)call->dest;
+    meta.dest_len = (uint32_t)strlen(call->dest);
+    meta.bytes = call->len;
+    meta.wire_bytes = call->wire_bytes;
+    meta.time_s = p->plat->wall_s(p->plat->user);
+    while (rc == OPCOMMS_OK) {
+        rc = opc__pub_room(p);
+        if (rc == OPCOMMS_OK) {
+            rc = opc__mailbox_open(&p->mailbox, meta.dest, meta.dest_len, meta.dest_id, &box);
+        }
+        if (rc == OPCOMMS_OK) rc = opc__mailbox_reserve(&p->mailbox, box, meta.from);
+        if (rc != OPCOMMS_OK) break;
+        rc = p->store->c->commit(p->store, put, &meta, &uid, &ref, position);
+        if (rc == OPCOMMS_OK) {
+            opc__mailbox_add(&p->mailbox, box, meta.from, uid, ref, *position, meta.bytes);
+            p->unflushed++;
+            p->stats.messages_in++;
+            return OPCOMMS_OK;
+        }
+        if (rc == OPCOMMS_E_AGAIN) rc = OPCOMMS_OK;
+    }
+    if (p->store != NULL) p->store->c->abort(p->store, put);
+    return rc;
+}
+
+OPCOMMS_API opcomms_err opcomms_local_send(opcomms_peer *peer, uint8_t from_id,
+                                           const opcomms_identifier *to, const void *data,
+                                           size_t len, uint32_t flags, opcomms_error *err) {
+    opc__call call;
+    uint8_t dest[32];
+    uint64_t position = 0;
+    opcomms_err rc;
+    if (peer == NULL || to == NULL || to->id < 0 || to->id > 255 ||
+        !opc__str_hash_parse(to->hash, strlen(to->hash), dest)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the destination");
+    }
+    memset(&call, 0, sizeof call);
+    rc = opc__pub_payload(peer, &call, data, len, flags, err);
+    if (rc != OPCOMMS_OK) return rc;
+    memcpy(call.dest, to->hash, 65);
+    call.dest_id = (uint8_t)to->id;
+    call.from_id = from_id;
+    opc__mutex_lock(&peer->lock);
+    if (opc__node_inside(peer)) {
+        rc = OPCOMMS_E_BUSY;
+    } else if (peer->store == NULL || peer->stopping) {
+        rc = OPCOMMS_E_CLOSED;
+    } else if (peer->failed != OPCOMMS_OK) {
+        rc = OPCOMMS_E_POISONED;
+    } else if ((!opc__mailbox_is_own(&peer->mailbox, (const uint8_t *)call.dest, 64) &&
+                peer->cfg.mailboxes_max == 0) ||
+               !opc__route_can(peer->routes, (const uint8_t *)peer->hash_text, 64, from_id,
+                               (const uint8_t *)call.dest, 64, call.dest_id)) {
+        peer->stats.routes_refused++;
+        rc = OPCOMMS_E_ROUTE;
+    } else {
+        rc = opc__pub_store(peer, &call, &position);
+        if (rc == OPCOMMS_OK) rc = opc__pub_settle(peer, position);
+        if (rc == OPCOMMS_E_IO) opc__node_failed(peer, rc);
+        opc__cond_all(&peer->changed);
+    }
+    opc__node_unlock(peer);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
+}
+
+OPCOMMS_API opcomms_err opcomms_local_get(opcomms_peer *peer, uint8_t id, opcomms_mail *mail,
+                                          void *buf, size_t cap, opcomms_error *err) {
+    opc__msg_meta meta;
+    uint8_t dest[OPC__DEST_MAX];
+    uint32_t i;
+    opcomms_err rc = OPCOMMS_E_CLOSED;
+    if (peer == NULL || mail == NULL || (buf == NULL && cap > 0)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    }
+    memset(mail, 0, sizeof *mail);
+    opc__mutex_lock(&peer->lock);
+    if (peer->store != NULL && !peer->stopping) {
+        i = opc__mailbox_oldest(&peer->mailbox, opc__pub_own_box(peer, id), peer->visible, 0);
+        rc = OPCOMMS_E_EMPTY;
+        if (i != OPC__MAILBOX_NONE) {
+            rc = peer->store->c->meta(peer->store, peer->mailbox.entries[i].ref, &meta, dest);
+        }
+        if (rc == OPCOMMS_OK) {
+            mail->uid = meta.uid;
+            mail->bytes = meta.bytes;
+            mail->flags = (meta.flags & OPC__MSG_TEXT) ? OPCOMMS_MESSAGE_TEXT : 0;
+            opc__str_hash_write(meta.from, mail->from.hash);
+            mail->from.id = meta.from_id;
+            rc = meta.bytes > cap ? OPCOMMS_E_BUFFER
+                                  : opc__pub_copy(peer, i, (uint8_t *)buf, (size_t)meta.bytes);
+        }
+    }
+    opc__node_unlock(peer);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
+}
+
+OPCOMMS_API opcomms_err opcomms_local_ack(opcomms_peer *peer, uint8_t id, uint64_t uid,
+                                          opcomms_error *err) {
+    uint32_t i;
+    opcomms_err rc = OPCOMMS_E_CLOSED;
+    if (peer == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    opc__mutex_lock(&peer->lock);
+    if (peer->store != NULL && !peer->stopping) {
+        i = opc__mailbox_by_uid(&peer->mailbox, opc__pub_own_box(peer, id), peer->visible, uid);
+        rc = i == OPC__MAILBOX_NONE ? OPCOMMS_E_NOT_FOUND : opc__pub_consume(peer, i);
+    }
+    opc__node_unlock(peer);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
+}
+
+OPCOMMS_API opcomms_err opcomms_local_recv(opcomms_peer *peer, uint8_t id, opcomms_mail *mail,
+                                           void *buf, size_t cap, opcomms_error *err) {
+    opcomms_err rc = opcomms_local_get(peer, id, mail, buf, cap, err);
+    if (rc != OPCOMMS_OK) return rc;
+    return opcomms_local_ack(peer, id, mail->uid, err);
 }
 
 /* ---- about the peer ---- */
