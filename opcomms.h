@@ -68,7 +68,7 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
     - The receiver's key is the one that was asked for, or nothing is sent.    api/test_peer.c
     - When opcomms_allow_list_remove has returned, nothing more from that key is stored; its
       connections close within one step.                                       api/test_peer.c
-    - Peer and file bytes never crash it.                             unit tests under sanitizers
+    - Peer and file bytes never crash it.                       fuzz/, unit tests under sanitizers
     Between a lost answer and a repeated send a message can arrive twice: OPCOMMS_E_UNKNOWN_OUTCOME
     says when that is possible.
 
@@ -3840,7 +3840,9 @@ OPC__FN const char *opc__yaml_plain(opc__yaml *y, int flow) {
     if ((c == '-' || c == '?' || c == ':') && opc__yaml_gap(y, start + 1)) {
         return "a mapping of key: value is expected";
     }
-    if (flow && (c == ':' || c == '?')) return "this cannot begin a plain text in brackets";
+    if (flow && (c == ':' || c == '?')) {
+        return "this character cannot begin a plain text in brackets";
+    }
     while (!opc__yaml_eol(y)) {
         c = *y->p;
         if (c == ':' && opc__yaml_gap(y, y->p + 1)) break;
@@ -11300,9 +11302,8 @@ OPC__FN opcomms_err opc__pub_open_store(opcomms_peer *p, opcomms_error *err) {
     o.durability = (int)cfg->durability;
     o.puts_max = puts;
     if (cfg->durability != OPCOMMS_DURABLE_NEVER) { /* it speeds up syncs, nothing else */
-        o.ahead_bytes = cfg->log_bytes_max / 16 < OPC__LOG_AHEAD
-                            ? (uint32_t)(cfg->log_bytes_max / 16)
-                            : OPC__LOG_AHEAD;
+        uint64_t part = cfg->log_bytes_max / 16;
+        o.ahead_bytes = part < OPC__LOG_AHEAD ? (uint32_t)part : OPC__LOG_AHEAD;
     }
     o.log_bytes_max = cfg->log_bytes_max;
     /* What was accepted once is kept, whatever the limits say now. */
