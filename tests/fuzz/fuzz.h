@@ -117,7 +117,7 @@ FUZZ_FN uint8_t *fuzz_exact(const uint8_t *p, size_t n) {
     return copy;
 }
 
-/* ---- slices: the same input in one piece, byte by byte, and cut at places the input decides ---- */
+/* ---- slices: the same input in one piece, byte by byte, and cut where the input decides ---- */
 
 enum { FUZZ_WHOLE, FUZZ_BYTES, FUZZ_CUT, FUZZ_WAYS };
 

@@ -13,7 +13,8 @@ static void fuzz_array_render(int mode, const uint8_t *p, size_t n, int way, int
     opc__render_init(&r, mode);
     while (at < n || (r.held_at < r.held_len)) {
         uint8_t dst[64];
-        size_t used = 0, put = 0, room = way == FUZZ_WHOLE ? sizeof dst : fuzz_slice(&s, sizeof dst);
+        size_t used = 0, put = 0;
+        size_t room = way == FUZZ_WHOLE ? sizeof dst : fuzz_slice(&s, sizeof dst);
         opc__render_feed(&r, p + at, n - at, &used, dst, room, &put);
         FUZZ_CHECK(used <= n - at && put <= room);
         FUZZ_CHECK(used > 0 || put > 0);

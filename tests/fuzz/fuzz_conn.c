@@ -381,9 +381,9 @@ static void fuzz_conn_calls_make(fuzz_conn_calls *k) {
         call->span_id = 1;
         call->data = (const uint8_t *)"abc";
         call->len = i == 0 ? 3 : 0;
-        call->wire_bytes =
-            opc__render_total(OPC__RENDER_BYTES,
-                              opc__render_size(OPC__RENDER_BYTES, call->data, call->len), call->len);
+        call->wire_bytes = opc__render_total(
+            OPC__RENDER_BYTES, opc__render_size(OPC__RENDER_BYTES, call->data, call->len),
+            call->len);
         strcpy(call->dest, "00");
         if (i + 1 < FUZZ_CONN_CALLS) call->next = &k->call[i + 1];
     }

@@ -11,7 +11,8 @@ typedef struct fuzz_json_ref {
 } fuzz_json_ref;
 
 static void fuzz_json_space(fuzz_json_ref *r) {
-    while (r->p < r->end && (*r->p == ' ' || *r->p == '\t' || *r->p == '\n' || *r->p == '\r')) r->p++;
+    while (r->p < r->end && (*r->p == ' ' || *r->p == '\t' || *r->p == '\n' || *r->p == '\r'))
+        r->p++;
 }
 
 static int fuzz_json_hex4(const uint8_t *p, const uint8_t *end, unsigned *out) {

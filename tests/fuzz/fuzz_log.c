@@ -33,7 +33,8 @@ typedef struct fuzz_log_content {
 static void fuzz_log_op_crc(uint8_t *body, uint32_t n, unsigned type, uint32_t seed) {
     uint32_t frags, dest;
     size_t head;
-    if (type == OPC__OP_FRAGMENT && n >= 8) opc__buf_put32(body, opc__crc32c(seed, body + 8, n - 8));
+    if (type == OPC__OP_FRAGMENT && n >= 8)
+        opc__buf_put32(body, opc__crc32c(seed, body + 8, n - 8));
     if (type != OPC__OP_MESSAGE || n < OPC__LOG_FIXED) return;
     dest = opc__buf_be32(body + 36);
     frags = opc__buf_be32(body + 72);

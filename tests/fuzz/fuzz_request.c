@@ -98,7 +98,8 @@ static void fuzz_request(const uint8_t *data, size_t size) {
             memset(&text, 0, sizeof text);
             fuzz_request_emit(&whole, &text);
             fuzz_request_parse(&other, text.p, text.len, FUZZ_CUT);
-            if (q->kind == OPC__REQ_CANCEL) whole.parser.request.deadline_ms = other.request->deadline_ms;
+            if (q->kind == OPC__REQ_CANCEL)
+                whole.parser.request.deadline_ms = other.request->deadline_ms;
             fuzz_request_equal(&whole, &other);
             fuzz_free(&other.msg);
             fuzz_free(&text);

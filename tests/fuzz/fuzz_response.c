@@ -75,7 +75,9 @@ static void fuzz_response_emit(const fuzz_response_result *r, fuzz_buf *out) {
     switch (q->kind) {
     case OPC__RES_SEND: n = opc__tarpc_reply_send(text, cap, q->request_id, q->flag); break;
     case OPC__RES_ACK: n = opc__tarpc_reply_ack(text, cap, q->request_id, q->flag); break;
-    case OPC__RES_PING: n = opc__tarpc_reply_ping(text, cap, q->request_id, q->flag, q->flag); break;
+    case OPC__RES_PING:
+        n = opc__tarpc_reply_ping(text, cap, q->request_id, q->flag, q->flag);
+        break;
     case OPC__RES_GET:
         n = q->flag ? opc__tarpc_reply_get_head(text, cap, q->request_id, q->uid, q->from,
                                                 q->from_len, q->from_id)

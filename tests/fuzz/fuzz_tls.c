@@ -157,7 +157,8 @@ static void fuzz_tls(const uint8_t *data, size_t size) {
     FUZZ_CHECK(rc == OPCOMMS_OK || rc == OPCOMMS_E_CLOSED || rc == OPCOMMS_E_TLS ||
                rc == OPCOMMS_E_CERT || rc == OPCOMMS_E_NOT_ALLOWED || rc == OPCOMMS_E_IDENTITY);
     if (opc__tls_ready(t)) {
-        const uint8_t *want = t->is_server ? fuzz_the_peers.client.hash : fuzz_the_peers.server.hash;
+        const uint8_t *want =
+            t->is_server ? fuzz_the_peers.client.hash : fuzz_the_peers.server.hash;
         FUZZ_CHECK(opc__tls_peer(t) != NULL && memcmp(opc__tls_peer(t), want, 32) == 0);
     } else {
         FUZZ_CHECK(opc__tls_peer(t) == NULL);

@@ -137,6 +137,7 @@ nouns="cfg:OPC__STATIC cfg:OPC__FN str:opc__text
     allow:opc__list allow:OPC__LIST allow:opc__rules allow:opc__rule limit:opc__bucket
     conn:opc__call conn:opc__reply conn:OPC__OUT mailbox:opc__box mailbox:opc__entry
     mailbox:opc__sender node:opc__slot node:opc__link node:OPC__LINK node:opc__crowd node:opc__end
+    node:opc__sleeper
     pub-access:opc__pub pub-key:opc__pub"
 rule_prefixes() {
     echo "$nouns" | tr -s ' \n' '\n\n' | awk -F '\t' '

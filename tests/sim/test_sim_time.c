@@ -407,7 +407,8 @@ TEST(one_step_makes_one_signature_and_serves_known_peers_first) {
 /* ---- senders ---- */
 
 /* A send with this timeout, to b; its duration must fit. */
-static void times_out(sim *s, sim_peer *a, sim_peer *b, size_t size, uint32_t ms, opcomms_err want) {
+static void times_out(sim *s, sim_peer *a, sim_peer *b, size_t size, uint32_t ms,
+                      opcomms_err want) {
     opcomms_error err;
     uint64_t start = s->w.now_us, took;
     CHECK_EQ(sim_send(a, b, big, size, ms, &err), want);
@@ -560,7 +561,8 @@ TEST(a_removed_key_is_cut_off_within_a_step_and_stores_nothing) {
     sim_peer *a, *b;
     opcomms_error err;
     before(&s, &a, &b);
-    CHECK_EQ(opcomms_allow_list_add(b->allow, b->hash, NULL), OPCOMMS_OK); /* so that all addresses may try */
+    /* so that all addresses may try */
+    CHECK_EQ(opcomms_allow_list_add(b->allow, b->hash, NULL), OPCOMMS_OK);
     serve(&s, &a, &b);
     CHECK_EQ(sim_send(a, b, "x", 1, 0, &err), OPCOMMS_OK);
     CHECK_EQ(opcomms_allow_list_remove(b->allow, a->hash), OPCOMMS_OK);
@@ -569,7 +571,8 @@ TEST(a_removed_key_is_cut_off_within_a_step_and_stores_nothing) {
     CHECK(sim_send(a, b, "x", 1, 2000, &err) != OPCOMMS_OK);
     CHECK_EQ(sim_send(a, b, "x", 1, 2000, &err), OPCOMMS_E_NOT_ALLOWED);
     CHECK_EQ(sim_stats(b).messages_in, 1);
-    CHECK_EQ(opcomms_allow_list_add(b->allow, a->hash, "10.0.0.77"), OPCOMMS_OK); /* another address */
+    /* another address */
+    CHECK_EQ(opcomms_allow_list_add(b->allow, a->hash, "10.0.0.77"), OPCOMMS_OK);
     CHECK(sim_send(a, b, "x", 1, 2000, &err) != OPCOMMS_OK);
     CHECK_EQ(opcomms_allow_list_add(b->allow, a->hash, "10.0.0.1"), OPCOMMS_OK);
     CHECK_EQ(sim_send(a, b, "x", 1, 2000, &err), OPCOMMS_OK);

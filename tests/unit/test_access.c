@@ -242,7 +242,8 @@ TEST(a_colon_without_its_space_is_refused_as_the_reference_does) {
 
 TEST(identities_with_any_character_survive_saving) {
     /* written as escapes, which are allowed where the character is not */
-    const char *text = "\"\\x01\\t\\n\\x7f\\x85\\u2028\\ufeff\\uffff\\\\\\\"\\u00e9\\U0001f600:1\": []\n";
+    const char *text =
+        "\"\\x01\\t\\n\\x7f\\x85\\u2028\\ufeff\\uffff\\\\\\\"\\u00e9\\U0001f600:1\": []\n";
     opcomms_routing_table *t = NULL, *u = NULL;
     opcomms_error err;
     char path[] = "/tmp/opcomms-test-XXXXXX";

@@ -1034,7 +1034,7 @@ static void check_poisoned(world *w) {
     CHECK_EQ(disk.syncs, syncs);
 }
 
-/* What the disk holds after a failure: everything that was durable, in the cache and after any cut. */
+/* What the disk holds after a failure: all that was durable, in the cache and after any cut. */
 static void check_after_failure(world *w) {
     opc__log_options o = w->o;
     opc__store *s = NULL;
