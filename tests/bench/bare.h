@@ -4,7 +4,6 @@
 #define BENCH_BARE_H
 
 #include <bearssl.h>
-#include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -17,11 +16,15 @@ typedef struct bare_id {
 } bare_id;
 
 typedef struct bare_end {
+    union {
+        br_ssl_server_context server;
+        br_ssl_client_context client;
+    } u;
     br_ssl_engine_context *eng;
+    br_x500_name name; /* server: who signs the certificates it asks for */
     br_x509_knownkey_context known;
     unsigned char in[BR_SSL_BUFSIZE_INPUT];
     unsigned char out[4181];
-    int fd; /* -1: bytes go straight into the other engine */
 } bare_end;
 
 static uint32_t bare_vrfy(const br_ec_impl *impl, const void *hash, size_t hash_len,
@@ -60,115 +63,137 @@ static void bare_engine(bare_end *e, const bare_id *other) {
     br_ssl_engine_add_flags(e->eng, BR_OPT_NO_RENEGOTIATION);
 }
 
-/* Moves what is ready out of `e`, and what its socket holds into it. 0: nothing moved. */
-static int bare_move(bare_end *e, bare_end *other) {
-    size_t n = 0, room = 0;
-    const unsigned char *p = br_ssl_engine_sendrec_buf(e->eng, &n);
-    unsigned char *to;
-    int moved = 0;
-    if (p != NULL && n > 0) {
-        if (e->fd < 0) {
-            to = br_ssl_engine_recvrec_buf(other->eng, &room);
-            if (n > room) n = room;
-            if (to != NULL && n > 0) {
-                memcpy(to, p, n);
-                br_ssl_engine_recvrec_ack(other->eng, n);
-            } else {
-                n = 0;
-            }
-        } else {
-            ssize_t put = send(e->fd, p, n, MSG_NOSIGNAL);
-            n = put > 0 ? (size_t)put : 0;
-        }
-        if (n > 0) br_ssl_engine_sendrec_ack(e->eng, n);
-        moved = n > 0;
-    }
-    to = e->fd < 0 ? NULL : br_ssl_engine_recvrec_buf(e->eng, &room);
-    if (to != NULL && room > 0) {
-        ssize_t got = recv(e->fd, to, room, MSG_DONTWAIT);
-        if (got > 0) br_ssl_engine_recvrec_ack(e->eng, (size_t)got);
-        moved = moved || got > 0;
-    }
-    return moved;
-}
-
-/* 64 bytes from one engine to the other. */
-static int bare_message(bare_end *from, bare_end *to) {
-    size_t n = 0;
-    unsigned char *p = br_ssl_engine_sendapp_buf(from->eng, &n);
-    if (p == NULL || n < 64) return 0;
-    memset(p, 'm', 64);
-    br_ssl_engine_sendapp_ack(from->eng, 64);
-    br_ssl_engine_flush(from->eng, 0);
-    while (br_ssl_engine_recvapp_buf(to->eng, &n) == NULL) {
-        int moved = bare_move(from, to);
-        moved = bare_move(to, from) || moved;
-        if (!moved && from->fd < 0) return 0;
-        if (br_ssl_engine_current_state(to->eng) == BR_SSL_CLOSED) return 0;
-    }
-    br_ssl_engine_recvapp_ack(to->eng, n);
-    return n == 64;
-}
-
-/* A full mutual handshake, then 64 bytes there and 64 back. fd -1: in memory, without sockets.
-   1: all of it happened. */
-static int bare_pair(const bare_id *server, const bare_id *client, const void *dn, size_t dn_len,
-                     int server_fd, int client_fd) {
-    static br_ssl_server_context sc;
-    static br_ssl_client_context cc;
-    static bare_end s, c;
-    br_x500_name name;
-    unsigned ready = BR_SSL_SENDAPP;
-    name.data = (unsigned char *)dn;
-    name.len = dn_len;
-    br_ssl_server_zero(&sc);
-    br_ssl_client_zero(&cc);
-    s.eng = &sc.eng;
-    c.eng = &cc.eng;
-    s.fd = server_fd;
-    c.fd = client_fd;
-    bare_engine(&s, client);
-    bare_engine(&c, server);
-    br_ssl_engine_set_ec(&sc.eng, br_ec_get_default());
-    br_ssl_engine_set_ec(&cc.eng, &br_ec_c25519_m31);
-    br_ssl_client_set_rsapub(&cc, br_rsa_public_get_default());
-    if (server->is_rsa) {
-        br_ssl_server_set_single_rsa(&sc, &server->chain, 1, &server->rsa, BR_KEYTYPE_SIGN,
+/* 1: ready to begin. */
+static int bare_server(bare_end *e, const bare_id *own, const bare_id *other, const void *dn,
+                       size_t dn_len) {
+    br_ssl_server_context *sc = &e->u.server;
+    e->name.data = (unsigned char *)dn;
+    e->name.len = dn_len;
+    br_ssl_server_zero(sc);
+    e->eng = &sc->eng;
+    bare_engine(e, other);
+    br_ssl_engine_set_ec(e->eng, br_ec_get_default());
+    if (own->is_rsa) {
+        br_ssl_server_set_single_rsa(sc, &own->chain, 1, &own->rsa, BR_KEYTYPE_SIGN,
                                      br_rsa_private_get_default(), br_rsa_pkcs1_sign_get_default());
     } else {
-        br_ssl_server_set_single_ec(&sc, &server->chain, 1, &server->ec, BR_KEYTYPE_SIGN,
-                                    BR_KEYTYPE_RSA, br_ec_get_default(),
-                                    br_ecdsa_sign_asn1_get_default());
+        br_ssl_server_set_single_ec(sc, &own->chain, 1, &own->ec, BR_KEYTYPE_SIGN, BR_KEYTYPE_RSA,
+                                    br_ec_get_default(), br_ecdsa_sign_asn1_get_default());
     }
-    if (client->is_rsa) {
-        br_ssl_client_set_single_rsa(&cc, &client->chain, 1, &client->rsa,
+    br_ssl_server_set_trust_anchor_names(sc, &e->name, 1); /* asks for the client's certificate */
+    br_ssl_engine_add_flags(e->eng, BR_OPT_ENFORCE_SERVER_PREFERENCES);
+    return br_ssl_server_reset(sc);
+}
+
+static int bare_client(bare_end *e, const bare_id *own, const bare_id *other) {
+    br_ssl_client_context *cc = &e->u.client;
+    br_ssl_client_zero(cc);
+    e->eng = &cc->eng;
+    bare_engine(e, other);
+    br_ssl_engine_set_ec(e->eng, &br_ec_c25519_m31);
+    br_ssl_client_set_rsapub(cc, br_rsa_public_get_default());
+    if (own->is_rsa) {
+        br_ssl_client_set_single_rsa(cc, &own->chain, 1, &own->rsa,
                                      br_rsa_pkcs1_sign_get_default());
     } else {
-        br_ssl_client_set_single_ec(&cc, &client->chain, 1, &client->ec, BR_KEYTYPE_SIGN,
-                                    BR_KEYTYPE_RSA, br_ec_get_default(),
-                                    br_ecdsa_sign_asn1_get_default());
+        br_ssl_client_set_single_ec(cc, &own->chain, 1, &own->ec, BR_KEYTYPE_SIGN, BR_KEYTYPE_RSA,
+                                    br_ec_get_default(), br_ecdsa_sign_asn1_get_default());
     }
-    br_ssl_server_set_trust_anchor_names(&sc, &name, 1); /* asks for the client's certificate */
-    br_ssl_engine_add_flags(&sc.eng, BR_OPT_ENFORCE_SERVER_PREFERENCES);
-    if (!br_ssl_server_reset(&sc) || !br_ssl_client_reset(&cc, "localhost", 0)) return 0;
-    while (!(br_ssl_engine_current_state(&sc.eng) & ready) ||
-           !(br_ssl_engine_current_state(&cc.eng) & ready)) {
-        int moved = bare_move(&c, &s);
-        moved = bare_move(&s, &c) || moved;
-        if (!moved && client_fd < 0) return 0;
-        if (br_ssl_engine_current_state(&sc.eng) == BR_SSL_CLOSED ||
-            br_ssl_engine_current_state(&cc.eng) == BR_SSL_CLOSED) {
-            return 0;
+    return br_ssl_client_reset(cc, "localhost", 0);
+}
+
+static int bare_say(bare_end *e) {
+    size_t n = 0;
+    unsigned char *p = br_ssl_engine_sendapp_buf(e->eng, &n);
+    if (p == NULL || n < 64) return 0;
+    memset(p, 'm', 64);
+    br_ssl_engine_sendapp_ack(e->eng, 64);
+    br_ssl_engine_flush(e->eng, 0);
+    return 1;
+}
+
+static int bare_heard(bare_end *e) {
+    size_t n = 0;
+    if (br_ssl_engine_recvapp_buf(e->eng, &n) == NULL || n != 64) return 0;
+    br_ssl_engine_recvapp_ack(e->eng, n);
+    return 1;
+}
+
+/* What `from` has to send goes into `to`. 0: nothing moved. */
+static int bare_move(bare_end *from, bare_end *to) {
+    size_t n = 0, room = 0;
+    const unsigned char *p = br_ssl_engine_sendrec_buf(from->eng, &n);
+    unsigned char *q = br_ssl_engine_recvrec_buf(to->eng, &room);
+    if (p == NULL || q == NULL) return 0;
+    if (n > room) n = room;
+    memcpy(q, p, n);
+    br_ssl_engine_recvrec_ack(to->eng, n);
+    br_ssl_engine_sendrec_ack(from->eng, n);
+    return n > 0;
+}
+
+static void bare_run(bare_end *a, bare_end *b) {
+    int moved = 1;
+    while (moved) {
+        moved = bare_move(a, b);
+        moved = bare_move(b, a) || moved;
+    }
+}
+
+/* A full mutual handshake in memory, then 64 bytes there and 64 back. 1: all of it happened. */
+static int bare_pair(const bare_id *server, const bare_id *client, const void *dn, size_t dn_len) {
+    static bare_end s, c;
+    if (!bare_server(&s, server, client, dn, dn_len) || !bare_client(&c, client, server)) return 0;
+    bare_run(&c, &s);
+    if (!bare_say(&c)) return 0;
+    bare_run(&c, &s);
+    if (!bare_heard(&s) || !bare_say(&s)) return 0;
+    bare_run(&c, &s);
+    return bare_heard(&c);
+}
+
+/* Runs one end over a blocking socket until its engine reaches one of these states. */
+static int bare_until(bare_end *e, int fd, unsigned states) {
+    for (;;) {
+        unsigned now = br_ssl_engine_current_state(e->eng);
+        size_t n = 0;
+        unsigned char *p;
+        ssize_t moved;
+        if (now == BR_SSL_CLOSED) return 0;
+        p = br_ssl_engine_sendrec_buf(e->eng, &n);
+        if (p != NULL) {
+            moved = send(fd, p, n, MSG_NOSIGNAL);
+            if (moved <= 0) return 0;
+            br_ssl_engine_sendrec_ack(e->eng, (size_t)moved);
+            continue;
         }
+        if (now & states) return 1;
+        p = br_ssl_engine_recvrec_buf(e->eng, &n);
+        moved = p != NULL ? recv(fd, p, n, 0) : -1;
+        if (moved <= 0) return 0;
+        br_ssl_engine_recvrec_ack(e->eng, (size_t)moved);
     }
-    return bare_message(&c, &s) && bare_message(&s, &c);
+}
+
+/* The same over a connected socket, one end each. */
+static int bare_accept(const bare_id *own, const bare_id *other, const void *dn, size_t dn_len,
+                       int fd) {
+    static bare_end e;
+    return bare_server(&e, own, other, dn, dn_len) && bare_until(&e, fd, BR_SSL_RECVAPP) &&
+           bare_heard(&e) && bare_say(&e) && bare_until(&e, fd, BR_SSL_SENDAPP);
+}
+
+static int bare_connect(const bare_id *own, const bare_id *other, int fd) {
+    static bare_end e;
+    return bare_client(&e, own, other) && bare_until(&e, fd, BR_SSL_SENDAPP) && bare_say(&e) &&
+           bare_until(&e, fd, BR_SSL_RECVAPP) && bare_heard(&e);
 }
 
 #ifdef BENCH_BARE_MAIN
 /* Linked only for its size. */
 int main(void) {
     static bare_id id;
-    return bare_pair(&id, &id, "", 0, -1, -1);
+    return bare_pair(&id, &id, "", 0) + bare_accept(&id, &id, "", 0, 0) + bare_connect(&id, &id, 0);
 }
 #endif
 
