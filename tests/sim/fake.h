@@ -186,7 +186,8 @@ struct fake_host {
     uint32_t open_handles;
     uint64_t syncs;       /* successful file syncs */
     uint64_t calls;       /* that can fail */
-    uint64_t crash_at;    /* loses power at this call; 0: never */
+    uint64_t crash_at;    /* dies at this call; 0: never */
+    int crash_kills;      /* the process alone, else the power goes */
     uint32_t fail_ops;    /* bits: which calls the next lines are about */
     uint64_t fail_calls;  /* of them so far */
     uint64_t fail_at;     /* the first that fails; 0: none */
@@ -532,7 +533,11 @@ FAKE_FN int fake_fault(fake_host *h, int op) {
     if (h->dead) return 1;
     if (h->crash_at != 0 && h->calls >= h->crash_at) {
         h->crash_at = 0;
-        fake_power_cut(h, (int)fake_below(h->world, 2));
+        if (h->crash_kills) {
+            fake_kill(h);
+        } else {
+            fake_power_cut(h, (int)fake_below(h->world, 2));
+        }
         return 1;
     }
     if ((h->fail_ops >> op) & 1u) {

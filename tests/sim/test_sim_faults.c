@@ -126,15 +126,15 @@ TEST(opening_on_a_full_disk_reports_it_and_loses_nothing) {
 TEST(a_power_cut_at_any_call_of_opening_loses_nothing) {
     uint64_t at, seed, last = 0;
     for (at = 1; last == 0; at++) {
-        for (seed = 0; seed < 3; seed++) {
+        for (seed = 0; seed < (step == 1 ? 6u : 1u); seed++) {
             sim s;
             sim_peer *a, *b;
             opcomms_error err;
             opcomms_err rc;
-            sim_init(&s, at * 3 + seed);
+            sim_init(&s, at * 7 + seed);
             a = sim_add(&s, 0);
             b = sim_add(&s, 1);
-            b->host->sector = seed % 2 ? 4096 : 512;
+            b->host->sector = (at + seed) % 2 ? 4096 : 512;
             sim_befriend(&s);
             prepare(&s, a, b, 0);
             b->host->crash_at = b->host->calls + at;
@@ -419,7 +419,7 @@ TEST(a_memory_store_without_memory_refuses_one_message_and_goes_on) {
 int main(void) {
     size_t i;
     for (i = 0; i < sizeof big; i++) big[i] = (uint8_t)(i * 11 + i / 256);
-    step = getenv("SIM_RUNS") != NULL ? 1 : 9;
+    step = getenv("SIM_RUNS") != NULL ? 1 : 29;
     RUN(opening_with_any_call_failing_reports_it_and_leaves_nothing);
     RUN(opening_with_short_reads_and_writes_works);
     RUN(opening_on_a_full_disk_reports_it_and_loses_nothing);

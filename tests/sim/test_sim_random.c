@@ -365,7 +365,10 @@ static void act_start(int who) {
     int i;
     fake_boot(p->host);
     fake_arm(p->host, 0, 0, 0, FAKE_ERROR);
-    if (!m.quiet && percent(10)) p->host->crash_at = p->host->calls + 1 + roll(40);
+    if (!m.quiet && percent(10)) {
+        p->host->crash_at = p->host->calls + 1 + roll(40);
+        p->host->crash_kills = percent(30);
+    }
     rc = sim_start(p, &err);
     fake_note(&m.s.w, "started", (uint64_t)who, (uint64_t)(int64_t)rc);
     if (rc != OPCOMMS_OK) {
@@ -403,8 +406,13 @@ static void act_fault(int who) {
     uint32_t ops = percent(50) ? FAKE_DISK_OPS : FAKE_ALL_OPS;
     if (percent(40)) {
         h->crash_at = h->calls + 1 + roll(200);
+        h->crash_kills = percent(50);
     } else if (h->fail_at == 0) {
-        fake_arm(h, percent(30) ? 1u << FAKE_SYNC : ops, 1 + roll(60), percent(30), (int)roll(3));
+        if (percent(50)) {
+            fake_arm(h, 1u << FAKE_SYNC, 1 + roll(4), percent(30), FAKE_ERROR);
+        } else {
+            fake_arm(h, ops, 1 + roll(60), percent(30), (int)roll(3));
+        }
     }
 }
 
@@ -480,7 +488,7 @@ static void act(void) {
     case 11: sim_run(&m.s, percent(10) ? roll(30000000) : roll(100000)); break;
     case 12: if (percent((unsigned)m.faults)) act_crash(who); break;
     case 13: if (percent((unsigned)m.faults)) act_stop(who); break;
-    case 14: if (percent((unsigned)m.faults)) act_fault(who); break;
+    case 14: if (percent((unsigned)m.faults * 2)) act_fault(who); break;
     default: if (percent((unsigned)m.faults)) act_list(who); break;
     }
 }
@@ -579,7 +587,7 @@ static uint64_t run(uint64_t number, int steps) {
     return hash;
 }
 
-static uint64_t first = 1, runs = 40;
+static uint64_t first = 1, runs = 20;
 
 TEST(random_lives_keep_every_promise) {
     uint64_t i, stored = 0, unknown = 0, refused = 0, crashes = 0, handed = 0, poisoned = 0;
@@ -592,7 +600,7 @@ TEST(random_lives_keep_every_promise) {
         crashes += m.crashes;
         handed += m.handed;
         poisoned += m.poisoned;
-        if (runs > 100 && i % 100 == 99) {
+        if (runs > 100 && i % 50 == 49) {
             printf("%llu runs\n", (unsigned long long)(i + 1));
             fflush(stdout);
         }

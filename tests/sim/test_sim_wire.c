@@ -234,7 +234,7 @@ int main(void) {
     size_t i;
     const char *runs = getenv("SIM_RUNS");
     for (i = 0; i < sizeof sample; i++) sample[i] = (uint8_t)(i * 7 + i / 256);
-    cut_step = runs != NULL ? 1 : 11;
+    cut_step = runs != NULL ? 1 : 19;
     cut_measure();
     RUN(messages_arrive_whole_over_a_wire_of_single_bytes);
     RUN(messages_arrive_whole_over_a_wire_of_random_pieces);
