@@ -9324,6 +9324,7 @@ struct opcomms_peer {
     uint32_t own_box;
     uint64_t visible;
     uint32_t unflushed; /* messages committed since the last flush began */
+    int unwritten;      /* acknowledgements could not be written because a flush ran */
     uint64_t flushed_us;
     int flushing;
     intptr_t listener;
@@ -9496,7 +9497,11 @@ OPC__FN void opc__node_flush(opcomms_peer *p, uint64_t now_us) {
         due = p->cfg.durability == OPCOMMS_DURABLE_INTERVAL &&
               now_us - p->flushed_us >= (uint64_t)p->cfg.sync_interval_ms * 1000u;
     } else if (p->unflushed == 0 && p->store->c->room(p->store) >= OPC__CONN_ROOM) {
-        /* Only acknowledgements and fragments wait: they go with the next sync. */
+        /* Only acknowledgements and fragments wait: they go with the next sync. Those of messages
+           that the program consumed while the disk was busy are at least written. */
+        rc = p->unwritten ? p->store->c->write(p->store) : OPCOMMS_OK;
+        p->unwritten = 0;
+        opc__node_failed(p, rc);
         return;
     }
     if (!due || p->store->c->durable(p->store) >= p->store->c->end(p->store)) return;
@@ -11690,6 +11695,7 @@ OPC__FN opcomms_err opc__pub_consume(opcomms_peer *p, uint32_t i) {
     }
     if (rc == OPCOMMS_OK) rc = p->store->c->write(p->store);
     if (rc != OPCOMMS_OK) opc__node_failed(p, rc);
+    if (p->flushing) p->unwritten = 1;
     return rc;
 }
 
