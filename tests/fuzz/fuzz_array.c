@@ -51,7 +51,7 @@ static int fuzz_array_feed(const uint8_t *p, size_t n, int way, fuzz_buf *bytes,
         at += used;
         free(piece);
         free(out);
-        if (way != FUZZ_BYTES || n < 200 || at % 97 == 0) {
+        if (way != FUZZ_BYTES || n < 40 || at % 97 == 0) {
             fuzz_buf text;
             uint8_t pending[8];
             size_t held;
