@@ -51,8 +51,8 @@ static uint8_t content[LETTER_MAX], got[LETTER_MAX];
 
 static void fail(const char *what, int letter) {
     test_bad++;
-    printf("SEED=%llu at %llu: %s", (unsigned long long)seed, (unsigned long long)m.s.w.now_us,
-           what);
+    printf("SEED=%llu at %llu: %s", (unsigned long long)seed,
+           (unsigned long long)m.s.w.now_us, what);
     if (letter >= 0) {
         const struct letter *l = &m.letter[letter];
         printf(" (letter %d from %d to %d, %d bytes, sent: %s, handed %d, acked %d)", letter,
@@ -162,9 +162,8 @@ static void act_send(int from) {
     sim_peer *p = &m.s.peer[from];
     letter *l;
     opcomms_error err;
-    uint32_t timeout = m.quiet       ? 600000
-                       : percent(20) ? (uint32_t)(1 + roll(100))
-                                     : (uint32_t)(1000 + roll(9000));
+    uint32_t timeout = (uint32_t)(percent(20) ? 1 + roll(100) : 1000 + roll(9000));
+    if (m.quiet) timeout = 600000;
     if (to == from || m.letters == LETTERS) return;
     claim = !m.quiet && percent(3) ? (int)roll(PARTIES) : to; /* whom we believe to live there */
     if (claim == from) claim = to;
@@ -173,9 +172,9 @@ static void act_send(int from) {
     memset(l, 0, sizeof *l);
     l->from = from;
     l->to = claim == to ? to : -1;
-    l->size = LETTER_HEAD + (size_t)(percent(80)   ? roll(200)
-                                     : percent(80) ? roll(40000)
-                                                   : roll(LETTER_MAX - LETTER_HEAD));
+    l->size = LETTER_HEAD + (size_t)roll(percent(80)   ? 200
+                                         : percent(80) ? 40000
+                                                       : LETTER_MAX - LETTER_HEAD);
     letter_write(n, l->size);
     memset(&err, 0, sizeof err);
     p->busy = 1;
@@ -239,8 +238,9 @@ static void act_take(int who) {
     rc = opcomms_receive(p->peer, percent(20) ? (uint32_t)roll(500) : 0, &msg, &err);
     p->busy = 0;
     if (rc != OPCOMMS_OK) {
-        if (rc != OPCOMMS_E_EMPTY && up(who) && m.quiet)
+        if (rc != OPCOMMS_E_EMPTY && up(who) && m.quiet) {
             fail("cannot receive although all is well", -1);
+        }
         return;
     }
     size = opcomms_message_size(msg);
@@ -610,8 +610,8 @@ TEST(random_lives_keep_every_promise) {
            (unsigned long long)i, (unsigned long long)first, (unsigned long long)stored,
            (unsigned long long)unknown, (unsigned long long)refused, (unsigned long long)crashes,
            (unsigned long long)poisoned, (unsigned long long)handed);
-    CHECK(runs < 20 ||
-          (stored > 100 && unknown > 10 && refused > 10 && crashes > 10 && handed > 100));
+    CHECK(runs < 20 || (stored > 100 && handed > 100)); /* it does happen */
+    CHECK(runs < 20 || (unknown > 10 && refused > 10 && crashes > 10 && poisoned > 0));
 }
 
 TEST(a_seed_replays_exactly) {

@@ -20,7 +20,11 @@ static int may(void *user, const uint8_t h[32]) {
 static opcomms_err request(void *user, opc__conn *c, const opc__request *r, opc__reply *reply) {
     (void)user;
     (void)c;
-    (void)r;
+    if (r->kind == OPC__REQ_PING) {
+        reply->kind = OPC__RES_PING;
+        reply->flag = 1;
+        return OPCOMMS_OK;
+    }
     reply->kind = OPC__RES_SEND; /* a message that is durable once `visible` says so */
     reply->position = ++stored;
     return OPCOMMS_OK;
