@@ -74,6 +74,11 @@ static opcomms_err fuzz_conn_request(void *user, opc__conn *c, const opc__reques
     fuzz_conn_owner *o = (fuzz_conn_owner *)user;
     size_t i;
     if (r->kind == OPC__REQ_SEND) return fuzz_conn_store(o, c, r, reply);
+    if (r->kind == OPC__REQ_PING) {
+        reply->kind = OPC__RES_PING;
+        reply->flag = 1;
+        return OPCOMMS_OK;
+    }
     reply->kind = r->kind == OPC__REQ_GET ? OPC__RES_GET : OPC__RES_ACK;
     for (i = 0; i < o->count; i++) {
         if (o->kept[i].used || o->kept[i].dest_id != r->dest_id) continue;
