@@ -98,7 +98,8 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
     key            PEM: PKCS#8, PKCS#1 or SEC1, unencrypted; RSA 2048 to 4096, EC P-256 or P-384
     allow list     YAML mapping  hash: ip | null     or the word allow_all
     routing table  YAML mapping  "hash:id": ["hash:id", "hash:~"]     or the word allow_all
-    log            see 8; beside it <log>.lock, held while a peer is open
+    log            see 8; grows by as much again as it has, 64 KiB to 4 MiB at a time, of zeros;
+                   beside it <log>.lock, held while a peer is open
 
 7  WIRE PROTOCOL
     TCP, TLS 1.2 with certificates on both sides, then frames: length (32 bits, big-endian, 1 to
