@@ -677,7 +677,7 @@ typedef struct opcomms_stats {
    written. Any thread; does not block. */
 OPCOMMS_API opcomms_err opcomms_get_stats(opcomms_peer *peer, opcomms_stats *stats);
 
-/* ---- the broker channel: mailboxes at a server, ours or one of the Rust system ----------------- */
+/* ---- the broker channel: mailboxes at a server, ours or one of the Rust system --------------*/
 
 /* A message fetched from a mailbox. */
 typedef struct opcomms_mail {

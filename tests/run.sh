@@ -24,8 +24,9 @@ list() { # NAME FILE of every part; the long ones first
 }
 
 jobs=${JOBS:-$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)}
-list >"$out/list"
-xargs -P "$jobs" -L 1 sh tests/part.sh <"$out/list"
+list=$out/list.$$
+list >"$list"
+xargs -P "$jobs" -L 1 sh tests/part.sh <"$list"
 while read -r name file; do
     rc=$(cat "$out/$name.rc")
     line=$(tail -1 "$out/$name.log")
@@ -41,6 +42,7 @@ while read -r name file; do
     failed=$((failed + f))
     echo "$name: $line"
     [ "$f" = 0 ] || cat "$out/$name.log"
-done <"$out/list"
+done <"$list"
 echo "$passed passed, $failed failed"
+rm -f "$list"
 [ "$failed" = 0 ] && [ "$passed" -gt 0 ]

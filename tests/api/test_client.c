@@ -64,8 +64,18 @@ TEST(every_call_has_both_outcomes) {
 }
 
 TEST(text_and_bytes_come_back_as_what_they_were) {
-    static const char *texts[] = {"", "[", "[]", "[1,2,3]", "[1,2,3", "[1,2,256]", "[1,02]", "[1, 2]",
-                                  "plain \"quoted\" \\ \n\x01 text", "[12,250,7,x", "[]]", "[0,0,"};
+    static const char *texts[] = {"",
+                                  "[",
+                                  "[]",
+                                  "[1,2,3]",
+                                  "[1,2,3",
+                                  "[1,2,256]",
+                                  "[1,02]",
+                                  "[1, 2]",
+                                  "plain \"quoted\" \\ \n\x01 text",
+                                  "[12,250,7,x",
+                                  "[]]",
+                                  "[0,0,"};
     opcomms_mail mail;
     opcomms_error err;
     char *back = (char *)malloc(70000), *data = (char *)malloc(70000);
@@ -74,8 +84,9 @@ TEST(text_and_bytes_come_back_as_what_they_were) {
     for (i = 0; i < sizeof texts / sizeof texts[0]; i++) {
         size_t len = strlen(texts[i]);
         int array = strcmp(texts[i], "[]") == 0 || strcmp(texts[i], "[1,2,3]") == 0;
-        CHECK_EQ(opcomms_client_send(channel, 0, &box, texts[i], len, OPCOMMS_MESSAGE_TEXT, 0, &err),
-                 OPCOMMS_OK);
+        CHECK_EQ(
+            opcomms_client_send(channel, 0, &box, texts[i], len, OPCOMMS_MESSAGE_TEXT, 0, &err),
+            OPCOMMS_OK);
         CHECK_EQ(opcomms_client_recv(channel, 0, &mail, back, 70000, 0, &err), OPCOMMS_OK);
         if (array) { /* the text of a byte array stands for its bytes */
             CHECK(mail.flags == 0 && mail.bytes == (len == 2 ? 0u : 3u));

@@ -42,11 +42,11 @@ TEST(new_refuses_a_config_that_makes_no_sense) {
     fill(&good, &a);
     CHECK_EQ(opcomms_new(NULL, &peer, &err), OPCOMMS_E_INVAL);
     CHECK_EQ(opcomms_new(&good, NULL, &err), OPCOMMS_E_INVAL);
-#define REFUSED(change)                                              \
-    cfg = good;                                                      \
-    change;                                                          \
-    CHECK_EQ(opcomms_new(&cfg, &peer, &err), OPCOMMS_E_INVAL);       \
-    CHECK(err.code == OPCOMMS_E_INVAL && strlen(err.text) > 10);     \
+#define REFUSED(change)                                          \
+    cfg = good;                                                  \
+    change;                                                      \
+    CHECK_EQ(opcomms_new(&cfg, &peer, &err), OPCOMMS_E_INVAL);   \
+    CHECK(err.code == OPCOMMS_E_INVAL && strlen(err.text) > 10); \
     CHECK(peer == NULL)
     REFUSED(cfg.size = 0);
     REFUSED(cfg.size = 100000);
@@ -693,7 +693,7 @@ TEST(no_descriptor_leaks_into_a_child_and_no_signal_is_raised) {
         opened++;
     }
     CHECK(opened >= 10); /* of each: two wake handles, listener, log, lock, directory... */
-    child = fork(); /* the kept connection breaks under a's hands, SIGPIPE at its default */
+    child = fork();      /* the kept connection breaks under a's hands, SIGPIPE at its default */
     if (child == 0) {
         signal(SIGPIPE, SIG_DFL);
         _exit(0);
