@@ -8212,6 +8212,7 @@ typedef struct opc__conn {
     opcomms_err error;
     int tls_code;
     int input_ended;
+    int output_lost; /* the peer has hung up; what it said before is still read */
     const opc__conn_ops *ops;
     void *user;
     int newer; /* server: answers take the newer form of the protocol */
@@ -9872,21 +9873,32 @@ OPC__FN int opc__node_wire(opcomms_peer *p, const opc__end *e, opc__conn *c, int
     size_t len = 0;
     opcomms_err rc;
     const uint8_t *out = opc__tls_out(&c->tls, &len);
-    if (out != NULL && len > 0) {
+    if (out != NULL && len > 0 && !c->output_lost) {
         size_t put = 0;
         rc = opc__node_put(p, e, out, len, &put);
         if (rc == OPCOMMS_OK) {
             opc__tls_out_done(&c->tls, put);
             moved = put > 0;
-        } else if (rc != OPCOMMS_E_AGAIN) {
+        } else if (rc == OPCOMMS_E_NOT_ALLOWED || (rc != OPCOMMS_E_AGAIN && c->server)) {
             opc__conn_kill(c, rc == OPCOMMS_E_NOT_ALLOWED ? rc : OPCOMMS_E_CLOSED);
             return 0;
+        } else if (rc != OPCOMMS_E_AGAIN) {
+            c->output_lost = 1; /* an alert, or answers to other calls, may have come before */
         }
+    }
+    if (c->output_lost) {
+        *may_recv = 1;
+        if (c->input_ended) opc__conn_kill(c, OPCOMMS_E_CLOSED);
     }
     if (*may_recv && !c->input_ended) {
         size_t room = 0, got = 0;
         uint8_t *in = opc__tls_in(&c->tls, &room);
-        if (in == NULL || room == 0) return moved;
+        if (in == NULL || room == 0) {
+            if (c->output_lost && !opc__tls_closed(&c->tls) && !opc__tls_read(&c->tls, &len)) {
+                opc__conn_kill(c, OPCOMMS_E_CLOSED); /* TLS would first have to write */
+            }
+            return moved || c->output_lost;
+        }
         rc = plat->sock_recv(plat->user, e->sock, in, room, &got, &os);
         if (rc == OPCOMMS_E_AGAIN || (rc == OPCOMMS_OK && got > 0 && got < room)) *may_recv = 0;
         if (rc == OPCOMMS_OK && got > 0) {
@@ -9896,7 +9908,7 @@ OPC__FN int opc__node_wire(opcomms_peer *p, const opc__end *e, opc__conn *c, int
         } else if (rc == OPCOMMS_OK) {
             opc__conn_ended(c);
             moved = 1;
-        } else if (rc != OPCOMMS_E_AGAIN) {
+        } else if (rc != OPCOMMS_E_AGAIN || c->output_lost) {
             opc__conn_kill(c, OPCOMMS_E_CLOSED);
         }
     }
