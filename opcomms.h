@@ -1888,6 +1888,10 @@ OPC__FN opcomms_err opc__plat_write_file_atomic(const opcomms_platform *plat, co
     if (rc == OPCOMMS_OK) {
         os = 0;
         rc = plat->file_rename(plat->user, dir, tmp_name, name, &os);
+        if (rc != OPCOMMS_OK) { /* it may hold a key; the first error counts */
+            int ignored = 0;
+            (void)plat->file_remove(plat->user, dir, tmp_name, &ignored);
+        }
         if (rc == OPCOMMS_OK) rc = plat->dir_sync(plat->user, dir, &os);
         if (rc != OPCOMMS_OK) (void)opc__err_set(err, rc, os, path);
     }

@@ -631,6 +631,7 @@ TEST(a_replaced_file_is_the_old_one_or_the_new_one) {
     CHECK_EQ(opc__plat_write_file_atomic(&weird, path, "new", 3, &err), OPCOMMS_E_IO);
     weird_fail_rename = 0;
     CHECK(holds(path, "old"));
+    CHECK(access(tmp, F_OK) != 0); /* a key that was not to be seen would stay there */
     put_file("list.tmp", "left by a crash");
     CHECK_EQ(opc__plat_write_file_atomic(&weird, path, "new", 3, &err), OPCOMMS_OK);
     CHECK(holds(path, "new"));
