@@ -132,7 +132,7 @@ nouns="cfg:OPC__STATIC cfg:OPC__FN str:opc__text
     shape:opc__walk shape:OPC__WALK shape:OPC__SLOT shape:OPC__KIND
     tarpc:opc__request tarpc:opc__response tarpc:OPC__REQ tarpc:OPC__RES tarpc:OPC__RERR
     tarpc:opc__data tarpc:OPC__DEST tarpc:OPC__DEADLINE
-    der:opc__derw tls:opc__session tls:opc__sessions key:opc__pem key:opc__base64 key:OPC__OID
+    der:opc__derw tls:opc__session tls:opc__sessions key:opc__pem key:OPC__PEM key:opc__base64 key:OPC__OID
     store:opc__msg store:OPC__MSG store:OPC__FRAG log:OPC__OP
     allow:opc__list allow:OPC__LIST allow:opc__rules allow:opc__rule limit:opc__bucket limit:opc__rates
     conn:opc__call conn:opc__reply conn:OPC__OUT mailbox:opc__box mailbox:opc__entry
