@@ -3758,10 +3758,19 @@ OPC__FN size_t opc__tarpc_reply_server_error(uint8_t *out, size_t cap, uint64_t 
 
 /* Block and flow (JSON) form, comments, quotes, CRLF, BOM, "---" and "...". What is exotic
    (anchors, tags, block scalars, explicit keys, multi-line scalars) is refused, never misread.
-   Events go to `on`; an error ends the parse and is returned. */
+   Events go to `on`; an error ends the parse and is returned. Where `groups` is set, a value may
+   be a mapping too, GROUP to END, but none within it: a settings file has no more. */
 #define OPC__YAML_TEXT 2048u
 
-enum { OPC__YAML_KEY = 0, OPC__YAML_SCALAR, OPC__YAML_NULL, OPC__YAML_LIST, OPC__YAML_ITEM };
+enum {
+    OPC__YAML_KEY = 0,
+    OPC__YAML_SCALAR,
+    OPC__YAML_NULL,
+    OPC__YAML_LIST,
+    OPC__YAML_ITEM,
+    OPC__YAML_GROUP,
+    OPC__YAML_END
+};
 
 /* Returns NULL, or what is wrong. NULL scalars carry their spelling too. */
 typedef const char *(*opc__yaml_fn)(void *user, int event, const char *text, size_t len);
@@ -3773,6 +3782,7 @@ typedef struct opc__yaml {
     const char *line_start;
     opc__yaml_fn on;
     void *user;
+    int groups;
     char text[OPC__YAML_TEXT];
     size_t len;
     int quoted;
@@ -3999,24 +4009,40 @@ OPC__FN const char *opc__yaml_flow_value(opc__yaml *y) {
     return bad != NULL ? bad : opc__yaml_value(y);
 }
 
-OPC__FN const char *opc__yaml_flow_map(opc__yaml *y) {
+/* What follows a key in braces, with its colon. *opened: it is a group, and its { was read. */
+OPC__FN const char *opc__yaml_flow_pair(opc__yaml *y, int groups, int *opened) {
+    const char *bad;
+    opc__yaml_spaces(y); /* on a later line the colon could belong to the key's text */
+    if (!opc__yaml_at(y, ':')) return y->on(y->user, OPC__YAML_NULL, "", 0);
+    y->p++;
+    bad = opc__yaml_flow_space(y);
+    if (bad != NULL) return bad;
+    if (!groups || *y->p != '{') return opc__yaml_flow_value(y);
+    y->p++;
+    *opened = 1;
+    return y->on(y->user, OPC__YAML_GROUP, "", 0);
+}
+
+OPC__FN const char *opc__yaml_flow_map(opc__yaml *y, int groups) {
+    int inner = 0; /* in a group of this mapping */
     y->p++;
     for (;;) {
+        int opened = 0;
         const char *bad = opc__yaml_flow_space(y);
         if (bad != NULL) return bad;
         if (*y->p == '}') {
             y->p++;
-            return NULL;
-        }
-        bad = opc__yaml_scalar(y, 1);
-        if (bad == NULL) bad = opc__yaml_say(y, OPC__YAML_KEY);
-        if (bad != NULL) return bad;
-        opc__yaml_spaces(y); /* on a later line the colon could belong to the key's text */
-        if (opc__yaml_at(y, ':')) {
-            y->p++;
-            bad = opc__yaml_flow_value(y);
+            if (!inner) return NULL;
+            inner = 0;
+            bad = y->on(y->user, OPC__YAML_END, "", 0);
         } else {
-            bad = y->on(y->user, OPC__YAML_NULL, "", 0);
+            bad = opc__yaml_scalar(y, 1);
+            if (bad == NULL) bad = opc__yaml_say(y, OPC__YAML_KEY);
+            if (bad == NULL) bad = opc__yaml_flow_pair(y, groups && !inner, &opened);
+            if (bad == NULL && opened) {
+                inner = 1;
+                continue;
+            }
         }
         if (bad == NULL) bad = opc__yaml_flow_space(y);
         if (bad != NULL) return bad;
@@ -4051,8 +4077,15 @@ OPC__FN const char *opc__yaml_block_list(opc__yaml *y, size_t indent) {
     return bad;
 }
 
+/* A group in braces as the value in a block mapping. */
+OPC__FN const char *opc__yaml_flow_group(opc__yaml *y) {
+    const char *bad = y->on(y->user, OPC__YAML_GROUP, "", 0);
+    if (bad == NULL) bad = opc__yaml_flow_map(y, 0);
+    return bad != NULL ? bad : y->on(y->user, OPC__YAML_END, "", 0);
+}
+
 /* What follows "key:" in a block mapping. Leaves the cursor on the next line with content. */
-OPC__FN const char *opc__yaml_block_value(opc__yaml *y, size_t indent) {
+OPC__FN const char *opc__yaml_block_value(opc__yaml *y, size_t indent, int groups) {
     const char *bad;
     if (opc__yaml_rest(y)) {
         bad = opc__yaml_next_line(y);
@@ -4068,7 +4101,8 @@ OPC__FN const char *opc__yaml_block_value(opc__yaml *y, size_t indent) {
     if (*y->p == '[') {
         bad = opc__yaml_flow_list(y);
     } else if (*y->p == '{') {
-        return "a mapping cannot stand here";
+        if (!groups) return "a mapping cannot stand here";
+        bad = opc__yaml_flow_group(y);
     } else {
         bad = opc__yaml_scalar(y, 0);
         if (bad == NULL && opc__yaml_at(y, ':')) return "a mapping cannot stand here";
@@ -4081,10 +4115,39 @@ OPC__FN const char *opc__yaml_block_value(opc__yaml *y, size_t indent) {
     return bad;
 }
 
+/* Is what follows "key:" a mapping on lines of its own, deeper than indent? Then the cursor goes to
+   its first key; else it stays, and what is wrong there is found again by whoever reads it. */
+OPC__FN int opc__yaml_block_opens(opc__yaml *y, size_t indent) {
+    const char *p = y->p, *line_start = y->line_start, *key;
+    uint32_t line = y->line;
+    if (opc__yaml_rest(y) && opc__yaml_next_line(y) == NULL && y->p < y->end &&
+        opc__yaml_column(y) > indent) {
+        key = y->p;
+        if (opc__yaml_scalar(y, 0) == NULL) {
+            opc__yaml_spaces(y);
+            if (opc__yaml_at(y, ':') && opc__yaml_gap(y, y->p + 1)) {
+                y->p = key;
+                return 1;
+            }
+        }
+    }
+    y->p = p;
+    y->line_start = line_start;
+    y->line = line;
+    return 0;
+}
+
 OPC__FN const char *opc__yaml_block_map(opc__yaml *y) {
-    size_t indent = opc__yaml_column(y);
+    size_t outer = opc__yaml_column(y), indent = outer; /* of the mapping; of the group in it */
+    int inner = 0;
     while (y->p < y->end && !opc__yaml_marker(y, "---") && !opc__yaml_marker(y, "...")) {
-        const char *bad;
+        const char *bad = NULL;
+        if (inner && opc__yaml_column(y) == outer) {
+            bad = y->on(y->user, OPC__YAML_END, "", 0);
+            if (bad != NULL) return bad;
+            inner = 0;
+            indent = outer;
+        }
         if (opc__yaml_column(y) != indent) return "the indentation does not fit";
         bad = opc__yaml_scalar(y, 0);
         if (bad != NULL) return bad;
@@ -4094,10 +4157,16 @@ OPC__FN const char *opc__yaml_block_map(opc__yaml *y) {
         }
         y->p++;
         bad = opc__yaml_say(y, OPC__YAML_KEY);
-        if (bad == NULL) bad = opc__yaml_block_value(y, indent);
+        if (bad == NULL && y->groups && !inner && opc__yaml_block_opens(y, indent)) {
+            bad = y->on(y->user, OPC__YAML_GROUP, "", 0);
+            inner = 1;
+            indent = opc__yaml_column(y);
+        } else if (bad == NULL) {
+            bad = opc__yaml_block_value(y, indent, y->groups && !inner);
+        }
         if (bad != NULL) return bad;
     }
-    return NULL;
+    return inner ? y->on(y->user, OPC__YAML_END, "", 0) : NULL;
 }
 
 OPC__FN const char *opc__yaml_document(opc__yaml *y) {
@@ -4109,7 +4178,7 @@ OPC__FN const char *opc__yaml_document(opc__yaml *y) {
     }
     if (bad != NULL || y->p == y->end) return bad;
     if (*y->p == '{') {
-        bad = opc__yaml_flow_map(y);
+        bad = opc__yaml_flow_map(y, y->groups);
         if (bad == NULL) bad = opc__yaml_line_end(y);
     } else if (!opc__yaml_marker(y, "...")) {
         bad = opc__yaml_block_map(y);
@@ -4134,38 +4203,40 @@ OPC__FN size_t opc__yaml_refused(const char *p, size_t n) {
     return b[0] == 0xef && b[1] == 0xbf && b[2] >= 0xbe ? 3 : 0;
 }
 
+/* Reads the text and says what stands in it; NULL, or what is wrong in line y->line. A caller that
+   wants groups, or the line and the quotes of what is said, has y of its own. */
+OPC__FN const char *opc__yaml_read(opc__yaml *y, const char *text, size_t len) {
+    y->line = 1;
+    if (!opc__str_utf8_valid((const uint8_t *)text, len)) return "the text is not UTF-8";
+    if (len >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0) { /* byte order mark */
+        text += 3;
+        len -= 3;
+    }
+    y->p = text;
+    y->end = text + len;
+    y->line_start = text;
+    while (y->p < y->end && !opc__yaml_refused(y->p, (size_t)(y->end - y->p))) {
+        if (opc__yaml_eol(y)) {
+            opc__yaml_newline(y);
+        } else {
+            y->p++;
+        }
+    }
+    if (y->p < y->end) return "a character YAML forbids";
+    y->p = y->line_start = text;
+    y->line = 1;
+    return opc__yaml_document(y);
+}
+
 /* err gets the line. OPCOMMS_E_SYNTAX for everything that is wrong with the text. */
 OPC__FN opcomms_err opc__yaml_parse(const char *text, size_t len, opc__yaml_fn on, void *user,
                                     opcomms_error *err) {
     opc__yaml y;
     const char *bad;
     memset(&y, 0, offsetof(opc__yaml, text));
-    if (!opc__str_utf8_valid((const uint8_t *)text, len)) {
-        return opc__err_line(err, OPCOMMS_E_SYNTAX, 1, "the text is not UTF-8");
-    }
-    if (len >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0) { /* byte order mark */
-        text += 3;
-        len -= 3;
-    }
-    y.p = text;
-    y.end = text + len;
-    y.line = 1;
-    y.line_start = text;
     y.on = on;
     y.user = user;
-    while (y.p < y.end && !opc__yaml_refused(y.p, (size_t)(y.end - y.p))) {
-        if (opc__yaml_eol(&y)) {
-            opc__yaml_newline(&y);
-        } else {
-            y.p++;
-        }
-    }
-    if (y.p < y.end) {
-        return opc__err_line(err, OPCOMMS_E_SYNTAX, y.line, "a character YAML forbids");
-    }
-    y.p = y.line_start = text;
-    y.line = 1;
-    bad = opc__yaml_document(&y);
+    bad = opc__yaml_read(&y, text, len);
     return bad == NULL ? OPCOMMS_OK : opc__err_line(err, OPCOMMS_E_SYNTAX, y.line, bad);
 }
 
