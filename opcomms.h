@@ -410,6 +410,14 @@ OPCOMMS_API opcomms_err opcomms_allow_list_allow_all(opcomms_allow_list *list, i
 OPCOMMS_API int opcomms_allow_list_is_allowed(opcomms_allow_list *list, const char *hash,
                                               const char *ip);
 OPCOMMS_API size_t opcomms_allow_list_count(opcomms_allow_list *list);
+/* 1: allow_all is in force. */
+OPCOMMS_API int opcomms_allow_list_is_all(opcomms_allow_list *list);
+/* Entry number `index`, counted from 0 in the order of the hashes; ip is empty when any address is
+   admitted. cap is the room for each of the two texts: 2 048 is always enough, else
+   OPCOMMS_E_BUFFER. OPCOMMS_E_NOT_FOUND: there are not so many. When the list changes between two
+   calls an entry can be missed or told twice. */
+OPCOMMS_API opcomms_err opcomms_allow_list_entry(opcomms_allow_list *list, size_t index,
+                                                 char *hash, char *ip, size_t cap);
 /* YAML `hash: ip` or `hash: null`, or the word allow_all. Everything is read before anything
    changes: OPCOMMS_E_SYNTAX names the line in err->line, and the list stays as it was. */
 OPCOMMS_API opcomms_err opcomms_allow_list_load(opcomms_allow_list *list, const char *path,
@@ -441,6 +449,11 @@ OPCOMMS_API int opcomms_routing_table_can_route(opcomms_routing_table *table,
                                                 const opcomms_identifier *from,
                                                 const opcomms_identifier *to);
 OPCOMMS_API size_t opcomms_routing_table_count(opcomms_routing_table *table);
+OPCOMMS_API int opcomms_routing_table_is_all(opcomms_routing_table *table);
+/* As opcomms_allow_list_entry. `to` is empty for a source without destinations, which a file may
+   hold and which does not count as a rule. */
+OPCOMMS_API opcomms_err opcomms_routing_table_entry(opcomms_routing_table *table, size_t index,
+                                                    char *from, char *to, size_t cap);
 OPCOMMS_API opcomms_err opcomms_routing_table_load(opcomms_routing_table *table, const char *path,
                                                    opcomms_error *err);
 OPCOMMS_API opcomms_err opcomms_routing_table_load_text(opcomms_routing_table *table,
@@ -808,6 +821,17 @@ OPCOMMS_API opcomms_err opcomms_local_ack(opcomms_peer *peer, uint8_t id, uint64
                                           opcomms_error *err);
 OPCOMMS_API opcomms_err opcomms_local_recv(opcomms_peer *peer, uint8_t id, opcomms_mail *mail,
                                            void *buf, size_t cap, opcomms_error *err);
+
+/* For moving a mailbox here, message by message: stores `mail`, as opcomms_client_get or
+   opcomms_local_get gave it, with its data of mail->bytes bytes, into our own mailbox `id`, under
+   the sender that mail->from names. No routing table is asked: the server it comes from did.
+   Returns when it is stored as durably as configured; acknowledge it there only then. When that
+   acknowledgement fails, the message is here and comes again: a duplicate. mail->uid is not kept.
+   OPCOMMS_E_INVAL: the sender's hash is not one; else the errors of opcomms_local_send but _ROUTE.
+   Any thread. */
+OPCOMMS_API opcomms_err opcomms_local_import(opcomms_peer *peer, uint8_t id,
+                                             const opcomms_mail *mail, const void *data,
+                                             opcomms_error *err);
 
 /* Ends the work: no new connection or message is accepted, what is under way is finished (bounded
    by 2 seconds), close_notify is sent, the log is synced, port and lock are released. Callers that
@@ -11608,6 +11632,43 @@ OPC__FN size_t opc__pub_list_count(opc__list *l, int routes) {
     return n;
 }
 
+OPC__FN int opc__pub_list_is_all(opc__list *l) {
+    int on;
+    opc__mutex_lock(&l->lock);
+    on = l->now.all != 0;
+    opc__mutex_unlock(&l->lock);
+    return on;
+}
+
+OPC__FN opcomms_err opc__pub_list_entry(opc__list *l, size_t index, char *a, char *b, size_t cap) {
+    opc__text ta, tb;
+    opcomms_err rc = OPCOMMS_E_NOT_FOUND;
+    if (a == NULL || b == NULL || cap == 0) return OPCOMMS_E_INVAL;
+    opc__mutex_lock(&l->lock);
+    if (index < l->now.count) {
+        const opc__rule *r = &l->now.rule[index];
+        char ip[64] = "";
+        if (r->ip.family != 0) opc__id_address_format(&r->ip, 0, ip);
+        opc__text_init(&ta, a, cap);
+        opc__text_bytes(&ta, r->a, r->a_len);
+        opc__text_init(&tb, b, cap);
+        opc__text_str(&tb, ip);
+        if (r->b != NULL) opc__text_bytes(&tb, r->b, r->b_len);
+        rc = ta.cut || tb.cut ? OPCOMMS_E_BUFFER : OPCOMMS_OK;
+    }
+    opc__mutex_unlock(&l->lock);
+    return rc;
+}
+
+OPCOMMS_API int opcomms_allow_list_is_all(opcomms_allow_list *list) {
+    return list == NULL ? 0 : opc__pub_list_is_all(&list->l);
+}
+
+OPCOMMS_API opcomms_err opcomms_allow_list_entry(opcomms_allow_list *list, size_t index,
+                                                 char *hash, char *ip, size_t cap) {
+    return list == NULL ? OPCOMMS_E_INVAL : opc__pub_list_entry(&list->l, index, hash, ip, cap);
+}
+
 OPCOMMS_API opcomms_err opcomms_allow_list_allow_all(opcomms_allow_list *list, int on) {
     return list == NULL ? OPCOMMS_E_INVAL : opc__pub_list_all(&list->l, on);
 }
@@ -11758,6 +11819,15 @@ OPCOMMS_API int opcomms_routing_table_can_route(opcomms_routing_table *table,
 
 OPCOMMS_API size_t opcomms_routing_table_count(opcomms_routing_table *table) {
     return table == NULL ? 0 : opc__pub_list_count(&table->l, 1);
+}
+
+OPCOMMS_API int opcomms_routing_table_is_all(opcomms_routing_table *table) {
+    return table == NULL ? 0 : opc__pub_list_is_all(&table->l);
+}
+
+OPCOMMS_API opcomms_err opcomms_routing_table_entry(opcomms_routing_table *table, size_t index,
+                                                    char *from, char *to, size_t cap) {
+    return table == NULL ? OPCOMMS_E_INVAL : opc__pub_list_entry(&table->l, index, from, to, cap);
 }
 
 OPCOMMS_API opcomms_err opcomms_routing_table_load(opcomms_routing_table *table, const char *path,
@@ -12841,8 +12911,9 @@ OPC__FN opcomms_err opc__pub_settle(opcomms_peer *p, uint64_t position) {
     }
 }
 
-/* Stores `len` bytes as a message of ours; the lock is held before and after. */
-OPC__FN opcomms_err opc__pub_store(opcomms_peer *p, const opc__call *call, uint64_t *position) {
+/* Stores the payload of a call as a message of `from`; the lock is held before and after. */
+OPC__FN opcomms_err opc__pub_store(opcomms_peer *p, const opc__call *call, const uint8_t from[32],
+                                   uint64_t *position) {
     opc__msg_meta meta;
     uint32_t put = 0, box = 0;
     uint64_t uid = 0, ref = 0;
@@ -12857,7 +12928,7 @@ OPC__FN opcomms_err opc__pub_store(opcomms_peer *p, const opc__call *call, uint6
         if (rc == OPCOMMS_E_AGAIN) rc = OPCOMMS_OK;
     }
     memset(&meta, 0, sizeof meta);
-    memcpy(meta.from, p->hash, 32);
+    memcpy(meta.from, from, 32);
     meta.from_id = call->from_id;
     meta.dest_id = call->dest_id;
     meta.flags = call->mode == OPC__RENDER_TEXT ? OPC__MSG_TEXT : 0;
@@ -12886,12 +12957,29 @@ OPC__FN opcomms_err opc__pub_store(opcomms_peer *p, const opc__call *call, uint6
     return rc;
 }
 
+/* Why a component of this process cannot store anything now; the lock is held. */
+OPC__FN opcomms_err opc__pub_local(opcomms_peer *p) {
+    if (opc__node_inside(p)) return OPCOMMS_E_BUSY;
+    if (p->store == NULL || p->stopping) return OPCOMMS_E_CLOSED;
+    return p->failed != OPCOMMS_OK ? OPCOMMS_E_POISONED : OPCOMMS_OK;
+}
+
+/* Stores and waits until it is as durable as configured. */
+OPC__FN opcomms_err opc__pub_keep(opcomms_peer *p, const opc__call *call,
+                                  const uint8_t from[32]) {
+    uint64_t position = 0;
+    opcomms_err rc = opc__pub_store(p, call, from, &position);
+    if (rc == OPCOMMS_OK) rc = opc__pub_settle(p, position);
+    if (rc == OPCOMMS_E_IO) opc__node_failed(p, rc);
+    opc__cond_all(&p->changed);
+    return rc;
+}
+
 OPCOMMS_API opcomms_err opcomms_local_send(opcomms_peer *peer, uint8_t from_id,
                                            const opcomms_identifier *to, const void *data,
                                            size_t len, uint32_t flags, opcomms_error *err) {
     opc__call call;
     uint8_t dest[32];
-    uint64_t position = 0;
     opcomms_err rc;
     if (peer == NULL || to == NULL || to->id < 0 || to->id > 255 ||
         !opc__str_hash_parse(to->hash, strlen(to->hash), dest)) {
@@ -12904,24 +12992,53 @@ OPCOMMS_API opcomms_err opcomms_local_send(opcomms_peer *peer, uint8_t from_id,
     call.dest_id = (uint8_t)to->id;
     call.from_id = from_id;
     opc__mutex_lock(&peer->lock);
-    if (opc__node_inside(peer)) {
-        rc = OPCOMMS_E_BUSY;
-    } else if (peer->store == NULL || peer->stopping) {
-        rc = OPCOMMS_E_CLOSED;
-    } else if (peer->failed != OPCOMMS_OK) {
-        rc = OPCOMMS_E_POISONED;
-    } else if ((!opc__mailbox_is_own(&peer->mailbox, (const uint8_t *)call.dest, 64) &&
-                peer->cfg.mailboxes_max == 0) ||
-               !opc__route_can(peer->routes, (const uint8_t *)peer->hash_text, 64, from_id,
-                               (const uint8_t *)call.dest, 64, call.dest_id)) {
+    rc = opc__pub_local(peer);
+    if (rc == OPCOMMS_OK &&
+        ((!opc__mailbox_is_own(&peer->mailbox, (const uint8_t *)call.dest, 64) &&
+          peer->cfg.mailboxes_max == 0) ||
+         !opc__route_can(peer->routes, (const uint8_t *)peer->hash_text, 64, from_id,
+                         (const uint8_t *)call.dest, 64, call.dest_id))) {
         peer->stats.routes_refused++;
         rc = OPCOMMS_E_ROUTE;
-    } else {
-        rc = opc__pub_store(peer, &call, &position);
-        if (rc == OPCOMMS_OK) rc = opc__pub_settle(peer, position);
-        if (rc == OPCOMMS_E_IO) opc__node_failed(peer, rc);
-        opc__cond_all(&peer->changed);
     }
+    if (rc == OPCOMMS_OK) rc = opc__pub_keep(peer, &call, peer->hash);
+    opc__node_unlock(peer);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
+}
+
+OPCOMMS_API opcomms_err opcomms_local_import(opcomms_peer *peer, uint8_t id,
+                                             const opcomms_mail *mail, const void *data,
+                                             opcomms_error *err) {
+    static const uint8_t nothing[1] = {0};
+    opc__call call;
+    uint8_t from[32];
+    opcomms_err rc;
+    if (peer == NULL || mail == NULL || (data == NULL && mail->bytes > 0) ||
+        (mail->flags & ~OPCOMMS_MESSAGE_TEXT) != 0) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    }
+    if (memchr(mail->from.hash, 0, sizeof mail->from.hash) == NULL || mail->from.id < 0 ||
+        mail->from.id > 255 ||
+        !opc__str_hash_parse(mail->from.hash, strlen(mail->from.hash), from)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the sender");
+    }
+    /* No frame to fit into: it came in one, whose surroundings may have been shorter than ours. */
+    if (mail->bytes > peer->cfg.frame_bytes_max) return opc__err_set(err, OPCOMMS_E_LIMIT, 0, NULL);
+    memset(&call, 0, sizeof call);
+    call.data = data != NULL ? (const uint8_t *)data : nothing;
+    call.len = (size_t)mail->bytes;
+    call.mode = (mail->flags & OPCOMMS_MESSAGE_TEXT) ? OPC__RENDER_TEXT : OPC__RENDER_BYTES;
+    if (call.mode == OPC__RENDER_TEXT && !opc__str_utf8_valid(call.data, call.len)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the text is not UTF-8");
+    }
+    call.wire_bytes =
+        opc__render_total(call.mode, opc__render_size(call.mode, call.data, call.len), call.len);
+    memcpy(call.dest, peer->hash_text, 65);
+    call.dest_id = id;
+    call.from_id = (uint8_t)mail->from.id;
+    opc__mutex_lock(&peer->lock);
+    rc = opc__pub_local(peer);
+    if (rc == OPCOMMS_OK) rc = opc__pub_keep(peer, &call, from);
     opc__node_unlock(peer);
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
 }
