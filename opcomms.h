@@ -18,9 +18,10 @@ CONTENTS OF THE MANUAL
 SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only sections above it)
      L0  cfg str err mem buf crc        base
      L1  posix plat thread              operating system
-     L2  frame json bytes render fetch shape tarpc yaml der key cert seal tls store ram log   parts
+     L2  frame json bytes render fetch shape tarpc yaml der key cert seal tls store ram log look
+                                        parts
      L3  id allow route limit conn mailbox node run             the peer
-     L4  pub-access pub-key pub         public functions
+     L4  pub-access pub-key pub-log pub     public functions
 
 1  USE
     One C or C++ file of the program holds the implementation, and includes this header before any
@@ -352,6 +353,9 @@ typedef struct opcomms_platform {
     void (*wake_signal)(void *user, intptr_t wake[2]);
     void (*wake_drain)(void *user, intptr_t wake[2]);
     void (*wake_close)(void *user, intptr_t wake[2]);
+    /* 1: file_lock by somebody else would be refused now; 0: not, or not known. Takes no lock. May
+       be NULL or missing in an older struct: only a look at a log without its peer asks it. */
+    int (*file_locked)(void *user, intptr_t file);
 } opcomms_platform;
 /* ---- access: who may connect, who may send what to whom -------------------------------------- */
 
@@ -841,6 +845,92 @@ OPCOMMS_API opcomms_err opcomms_stop(opcomms_peer *peer);
 
 /* Stops when needed and frees. No other call may be under way or follow. NULL is allowed. */
 OPCOMMS_API void opcomms_free(opcomms_peer *peer);
+
+/* ---- a log without its peer ------------------------------------------------------------------ */
+
+/* What a log file holds. Numbers are counts unless they say otherwise. */
+typedef struct opcomms_log_report {
+    uint32_t size;         /* set by the caller to sizeof(opcomms_log_report) */
+    uint32_t flags;        /* OPCOMMS_REPORT_... */
+    char hash[65];         /* of the key it belongs to */
+    uint16_t major;        /* version of its format */
+    uint16_t minor;
+    int64_t created_s;     /* seconds since 1970 */
+    uint64_t opened;       /* how often it was opened, about */
+    uint64_t bytes;        /* of the file, with zeros written ahead */
+    uint64_t synced;       /* offset: everything below was on the disk */
+    uint64_t bad_at;       /* offset of the first damage, or 0 */
+    uint64_t bad_parts;    /* runs of bytes that are no valid batch, where they were looked for */
+    uint64_t bad_bytes;    /* in them */
+    uint64_t tail_bytes;   /* of unfinished writes: opening cuts them off, which is no damage */
+    uint64_t batches;      /* valid ones */
+    uint64_t messages;     /* stored, also those acknowledged since */
+    uint64_t acknowledged;
+    uint64_t unread;       /* neither acknowledged nor broken */
+    uint64_t unread_bytes; /* their payload */
+    uint64_t salvaged;     /* of the unread: in a bad part, but valid themselves */
+    uint64_t broken;       /* not acknowledged, and their payload is damaged */
+    uint64_t number_last;  /* the highest number of a message that is taken */
+} opcomms_log_report;
+
+#define OPCOMMS_REPORT_IN_USE 1u /* a peer has it open now: the numbers are of one moment */
+#define OPCOMMS_REPORT_CLOSED 2u /* its last peer closed it, all is synced */
+#define OPCOMMS_REPORT_NEW 4u    /* nothing is in it yet */
+#define OPCOMMS_REPORT_HEADER 8u /* one of the header's two copies is damaged: opening mends that */
+
+/* Reads a log and checks everything in it, as opening would and beyond: OPCOMMS_OK says that a peer
+   opens it and can hand out all that is unread. Changes nothing and takes no lock, so a peer may
+   have it open. The report (may be NULL) is filled in as far as the log could be read, also on
+   failure. OPCOMMS_E_LOG_DAMAGED: err->position tells where; opcomms_log_repair is for that.
+   Others: OPCOMMS_E_LOG_VERSION, _NOT_FOUND, _IO, _NOMEM. Any thread; blocks while it reads. */
+OPCOMMS_API opcomms_err opcomms_log_verify(const char *path, opcomms_log_report *report,
+                                           opcomms_error *err);
+
+#define OPCOMMS_ENTRY_UNREAD 0u
+#define OPCOMMS_ENTRY_ACKNOWLEDGED 1u
+#define OPCOMMS_ENTRY_SALVAGED 2u /* unread; in a bad part, but valid itself */
+#define OPCOMMS_ENTRY_BROKEN 3u   /* not acknowledged; its payload is damaged */
+
+/* A message in a log. Pointers are valid during the call that tells of it. */
+typedef struct opcomms_log_entry {
+    uint32_t state; /* OPCOMMS_ENTRY_... */
+    uint32_t flags; /* OPCOMMS_MESSAGE_TEXT */
+    uint64_t number;
+    uint64_t bytes;
+    uint64_t offset; /* in the file */
+    int64_t time_s;  /* when it was stored, seconds since 1970 */
+    opcomms_identifier from;
+    const char *to; /* the identity it is for: any bytes, no NUL behind */
+    size_t to_len;
+    uint8_t to_id;
+    void *handle; /* for opcomms_log_entry_read */
+} opcomms_log_entry;
+
+/* Told of one message; anything but 0 ends the listing. */
+typedef int (*opcomms_log_entry_fn)(void *user, const opcomms_log_entry *entry);
+
+/* Tells `callback` of every message in a log, ascending by number, acknowledged ones as long as
+   they are still in the file. As opcomms_log_verify otherwise, which is made first: when that finds
+   damage, what is left is told and then OPCOMMS_E_LOG_DAMAGED returned. The callback is called
+   without a lock, on this thread. */
+OPCOMMS_API opcomms_err opcomms_log_dump(const char *path, opcomms_log_entry_fn callback,
+                                         void *user, opcomms_error *err);
+
+/* Within that callback: the payload from `offset` on; *got 0 at its end. */
+OPCOMMS_API opcomms_err opcomms_log_entry_read(const opcomms_log_entry *entry, uint64_t offset,
+                                               void *buf, size_t len, size_t *got);
+
+/* Salvages a log into a new one at `out_path`, in the same format for the same key: every message
+   that is unread and whose checksums are right, from valid batches and from within damaged ones,
+   under its own number. The old file is not changed. Not taken along: acknowledged messages, and
+   those that are broken (report->broken). A message whose acknowledgement lay in a damaged part
+   comes again. The new log appears under its name when it is complete, synced and checked. The old
+   one is locked meanwhile: OPCOMMS_E_IN_USE when a peer has it open, or when out_path exists.
+   OPCOMMS_E_LOG_DAMAGED: both copies of its header are gone. OPCOMMS_E_LOG_VERSION: it holds what
+   only a newer version understands. OPCOMMS_E_EMPTY: it was never begun. Disk and memory as
+   opcomms_log_verify, and the report is of the old log. Any thread; blocks. */
+OPCOMMS_API opcomms_err opcomms_log_repair(const char *path, const char *out_path,
+                                           opcomms_log_report *report, opcomms_error *err);
 
 #ifdef __cplusplus
 }
@@ -1341,13 +1431,16 @@ or compile with -D_POSIX_C_SOURCE=200809L."
 #endif
 #if defined(F_OFD_SETLK)
 #define OPC__POSIX_SETLK F_OFD_SETLK
+#define OPC__POSIX_GETLK F_OFD_GETLK
 #elif defined(__linux__) && !defined(OPCOMMS_NO_LINUX)
 /* A system header that came first hid what only _GNU_SOURCE shows, but the system has it. The
    number is the same on every architecture (linux/fcntl.h). */
 #define OPC__POSIX_SETLK 37
+#define OPC__POSIX_GETLK 36
 int accept4(int sock, struct sockaddr *address, socklen_t *len, int flags);
 #else
 #define OPC__POSIX_SETLK F_SETLK
+#define OPC__POSIX_GETLK F_GETLK
 #endif
 /* Else a log of more than 2 GiB would be written at wrong places. */
 OPC__STATIC_ASSERT(include_opcomms_h_first_or_define_FILE_OFFSET_BITS_64, sizeof(off_t) >= 8);
@@ -1487,6 +1580,15 @@ OPC__FN opcomms_err opc__posix_file_lock(void *user, intptr_t file, int *os_code
         return OPCOMMS_E_IN_USE;
     }
     return opc__posix_fail(os_code);
+}
+
+OPC__FN int opc__posix_file_locked(void *user, intptr_t file) {
+    struct flock lock;
+    (void)user;
+    memset(&lock, 0, sizeof lock);
+    lock.l_type = F_WRLCK;
+    lock.l_whence = SEEK_SET;
+    return fcntl((int)file, OPC__POSIX_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
 }
 
 OPC__FN opcomms_err opc__posix_file_size(void *user, intptr_t file, uint64_t *bytes, int *os_code) {
@@ -1814,7 +1916,7 @@ OPC__FN const opcomms_platform *opc__posix_platform(void) {
         opc__posix_tcp_connected, opc__posix_sock_recv, opc__posix_sock_send,
         opc__posix_sock_shutdown, opc__posix_close,
         opc__posix_wait, opc__posix_wake_open, opc__posix_wake_signal, opc__posix_wake_drain,
-        opc__posix_wake_close,
+        opc__posix_wake_close, opc__posix_file_locked,
     };
     return &posix;
 #else
@@ -6866,6 +6968,8 @@ typedef struct opc__log_options {
     uint32_t puts_max;
     uint32_t ahead_bytes; /* most that is written ahead at once; 0: nothing */
     uint64_t log_bytes_max;
+    uint64_t uid_floor;     /* of a log that is begun: numbers up to here are taken, */
+    uint64_t counter_floor; /* and so are these open counters */
 } opc__log_options;
 
 /* A message being received: its last, unfinished fragment and the offsets of the others. */
@@ -7522,7 +7626,8 @@ OPC__FN opcomms_err opc__log_create(opc__log *l, opc__log_scan *c, const uint8_t
     return rc;
 }
 
-/* Reads the header, or begins a new log. */
+/* Reads the header, or begins a new log. key NULL: a log of any key is only read, and one that is
+   not begun yet leaves slot_bytes 0. */
 OPC__FN opcomms_err opc__log_header(opc__log *l, opc__log_scan *c, const uint8_t key[32], int *os,
                                     opcomms_error *err) {
     uint8_t h[OPC__LOG_HEADER];
@@ -7539,6 +7644,7 @@ OPC__FN opcomms_err opc__log_header(opc__log *l, opc__log_scan *c, const uint8_t
     }
     c->slot_bytes = opc__log_slot_valid(slot);
     if (c->slot_bytes == 0 && opc__log_unborn(h, c->size)) {
+        if (key == NULL) return OPCOMMS_OK;
         rc = opc__log_create(l, c, key, os);
         return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, *os, "new log");
     }
@@ -7548,7 +7654,7 @@ OPC__FN opcomms_err opc__log_header(opc__log *l, opc__log_scan *c, const uint8_t
     if (opc__buf_be16(slot + 8) != 1) {
         return opc__err_set(err, OPCOMMS_E_LOG_VERSION, 0, "a newer version wrote it");
     }
-    if (!opc__str_equal_ct(slot + 48, key, 32)) {
+    if (key != NULL && !opc__str_equal_ct(slot + 48, key, 32)) {
         return opc__err_set(err, OPCOMMS_E_LOG_KEY, 0, NULL);
     }
     for (i = 128; i < 140; i++) {
@@ -7786,11 +7892,11 @@ OPC__FN opcomms_err opc__log_settle(opc__log *l, opc__log_scan *c, int *os) {
     return rc;
 }
 
-OPC__FN opcomms_err opc__log_recover(opc__log *l, opc__log_scan *c, opcomms_error *err) {
+/* The unbroken row of batches, and whether what follows it is a torn tail or damage. Reads only. */
+OPC__FN opcomms_err opc__log_row(opc__log *l, opc__log_scan *c, opcomms_error *err) {
     uint64_t at = OPC__LOG_HEADER, counter = 0;
     uint32_t len = 0;
     uint8_t *p = NULL;
-    int os = 0;
     opcomms_err rc;
     while ((rc = opc__log_batch_at(l, c, at, &p, &len)) == OPCOMMS_OK) {
         if (opc__buf_be64(p + 24) < counter) break;
@@ -7816,6 +7922,13 @@ OPC__FN opcomms_err opc__log_recover(opc__log *l, opc__log_scan *c, opcomms_erro
         if (err != NULL) err->position = at;
         return OPCOMMS_E_LOG_DAMAGED;
     }
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__log_recover(opc__log *l, opc__log_scan *c, opcomms_error *err) {
+    int os = 0;
+    opcomms_err rc = opc__log_row(l, c, err);
+    if (rc != OPCOMMS_OK) return rc;
     rc = opc__log_settle(l, c, &os);
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, os, "log recovery");
 }
@@ -7830,6 +7943,8 @@ OPC__FN opcomms_err opc__log_load(opc__log *l, const opc__log_options *o, opc__s
     memset(&c, 0, sizeof c);
     rc = l->plat->file_size(l->plat->user, l->file, &c.size, &os);
     if (rc != OPCOMMS_OK) return opc__err_set(err, rc, os, o->path);
+    l->uid = o->uid_floor;
+    c.counter = o->counter_floor;
     rc = opc__log_header(l, &c, o->key_hash, &os, err);
     if (rc != OPCOMMS_OK) return rc;
     c.buf_cap = c.size < OPC__LOG_BATCH_MAX ? (size_t)c.size : OPC__LOG_BATCH_MAX;
@@ -7929,6 +8044,616 @@ OPC__FN opcomms_err opc__log_open(const opc__log_options *o, opc__store_found fo
         return rc;
     }
     *out = &l->base;
+    return OPCOMMS_OK;
+}
+
+/* >>look ==== L2 ==== a log read without its peer: verified, listed, salvaged into a new one */
+
+/* The index is a row of numbers, message number * 4 + kind, and beside each where its message lies.
+   Sorted, all that is known of a message stands together, and the best copy of several first. */
+enum {
+    OPC__LOOK_ACKED = 0,  /* an acknowledgement; in the end: an acknowledged message */
+    OPC__LOOK_WHOLE = 1,  /* in a valid batch */
+    OPC__LOOK_FOUND = 2,  /* in a bad part, but valid itself */
+    OPC__LOOK_BROKEN = 3  /* its payload is damaged; in the end only */
+};
+
+typedef struct opc__look {
+    opc__mem *mem;
+    opc__log *log; /* only to read with */
+    opc__log_scan c;
+    uint64_t *key;
+    uint64_t *ref;
+    size_t count;
+    size_t cap;
+    int all;        /* the acknowledged stay in the index */
+    int newer;      /* it holds what only a newer version understands */
+    uint64_t floor; /* the highest number that was given out */
+    opcomms_log_report r;
+} opc__look;
+
+OPC__FN int opc__look_less(const opc__look *k, size_t a, size_t b) {
+    return k->key[a] != k->key[b] ? k->key[a] < k->key[b] : k->ref[a] < k->ref[b];
+}
+
+OPC__FN void opc__look_swap(opc__look *k, size_t a, size_t b) {
+    uint64_t key = k->key[a], ref = k->ref[a];
+    k->key[a] = k->key[b];
+    k->ref[a] = k->ref[b];
+    k->key[b] = key;
+    k->ref[b] = ref;
+}
+
+/* Entry i of a heap of n sinks to its place. */
+OPC__FN void opc__look_sink(opc__look *k, size_t i, size_t n) {
+    for (;;) {
+        size_t child = 2 * i + 1;
+        if (child >= n) return;
+        if (child + 1 < n && opc__look_less(k, child, child + 1)) child++;
+        if (!opc__look_less(k, i, child)) return;
+        opc__look_swap(k, i, child);
+        i = child;
+    }
+}
+
+OPC__FN void opc__look_sort(opc__look *k) {
+    size_t i;
+    for (i = k->count / 2; i > 0; i--) opc__look_sink(k, i - 1, k->count);
+    for (i = k->count; i > 1; i--) {
+        opc__look_swap(k, 0, i - 1);
+        opc__look_sink(k, 0, i - 1);
+    }
+}
+
+/* Reads the whole payload of a message. OPCOMMS_E_LOG_DAMAGED: it is not what was stored. */
+OPC__FN opcomms_err opc__look_payload(opc__look *k, uint64_t ref, uint64_t *bytes) {
+    uint8_t buf[4096];
+    uint64_t at = 0;
+    size_t got = 0;
+    opcomms_err rc = opc__log_head(k->log, ref);
+    if (rc != OPCOMMS_OK) return rc;
+    *bytes = opc__buf_be64(k->log->head + 48);
+    while (at < *bytes) {
+        rc = opc__log_read(&k->log->base, ref, at, buf, sizeof buf, &got);
+        if (rc != OPCOMMS_OK) return rc;
+        if (got == 0) return OPCOMMS_E_LOG_DAMAGED;
+        at += got;
+    }
+    return OPCOMMS_OK;
+}
+
+/* An unread message has the copies i to end: the first one that can be read counts. */
+OPC__FN opcomms_err opc__look_choose(opc__look *k, size_t i, size_t end, uint64_t *key,
+                                     uint64_t *ref) {
+    uint64_t bytes = 0;
+    *key = (k->key[i] & ~(uint64_t)3) | OPC__LOOK_BROKEN;
+    *ref = k->ref[i];
+    for (; i < end; i++) {
+        opcomms_err rc = opc__look_payload(k, k->ref[i], &bytes);
+        if (rc == OPCOMMS_E_LOG_DAMAGED) continue;
+        if (rc != OPCOMMS_OK) return rc;
+        *key = k->key[i];
+        *ref = k->ref[i];
+        k->r.unread++;
+        k->r.unread_bytes += bytes;
+        k->r.salvaged += (k->key[i] & 3u) == OPC__LOOK_FOUND;
+        return OPCOMMS_OK;
+    }
+    k->r.broken++;
+    return OPCOMMS_OK;
+}
+
+/* Sorts the index. In the end (last) one entry is left for each message; before, only messages
+   whose acknowledgement is known go, to make room. */
+OPC__FN opcomms_err opc__look_settle(opc__look *k, int last) {
+    size_t i, n = 0, end;
+    opc__look_sort(k);
+    for (i = 0; i < k->count; i = end) {
+        size_t acks = 0;
+        for (end = i; end < k->count && k->key[end] >> 2 == k->key[i] >> 2; end++) {
+            acks += (k->key[end] & 3u) == OPC__LOOK_ACKED;
+        }
+        if (acks > 0 && acks < end - i) {
+            k->r.messages++;
+            k->r.acknowledged++;
+            if (k->all) {
+                uint64_t ref = k->ref[i + acks];
+                k->key[n] = k->key[i];
+                k->ref[n++] = ref;
+            }
+        } else if (!last) {
+            for (; i < end; i++) {
+                k->key[n] = k->key[i];
+                k->ref[n++] = k->ref[i];
+            }
+        } else if (acks == 0) {
+            uint64_t key = 0, ref = 0;
+            opcomms_err rc = opc__look_choose(k, i, end, &key, &ref);
+            if (rc != OPCOMMS_OK) return rc;
+            k->r.messages++;
+            k->key[n] = key;
+            k->ref[n++] = ref;
+        }
+    }
+    k->count = n;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__look_grow(opc__look *k) {
+    size_t cap = k->cap == 0 ? 1024 : 2 * k->cap;
+    uint64_t *key = (uint64_t *)opc__mem_array(k->mem, cap, 8);
+    uint64_t *ref = key == NULL ? NULL : (uint64_t *)opc__mem_array(k->mem, cap, 8);
+    if (ref == NULL) {
+        opc__mem_free(k->mem, key, cap * 8);
+        return OPCOMMS_E_NOMEM;
+    }
+    if (k->count > 0) {
+        memcpy(key, k->key, k->count * 8);
+        memcpy(ref, k->ref, k->count * 8);
+    }
+    opc__mem_free(k->mem, k->key, k->cap * 8);
+    opc__mem_free(k->mem, k->ref, k->cap * 8);
+    k->key = key;
+    k->ref = ref;
+    k->cap = cap;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__look_add(opc__look *k, uint64_t uid, unsigned kind, uint64_t ref) {
+    opcomms_err rc = OPCOMMS_OK;
+    if (uid == 0 || uid >= OPC__LOG_UID_MAX) return OPCOMMS_OK; /* never given out */
+    if (k->count == k->cap) {
+        if (k->cap > 0 && !k->all) rc = opc__look_settle(k, 0);
+        if (rc == OPCOMMS_OK && k->count >= k->cap / 2) rc = opc__look_grow(k);
+        if (rc != OPCOMMS_OK) return rc;
+    }
+    k->key[k->count] = uid << 2 | kind;
+    k->ref[k->count++] = ref;
+    if (uid > k->floor) k->floor = uid;
+    return OPCOMMS_OK;
+}
+
+/* The operations of a valid batch. OPCOMMS_E_LOG_DAMAGED: they make no sense. */
+OPC__FN opcomms_err opc__look_batch(opc__look *k, uint64_t at, const uint8_t *p, uint32_t len) {
+    opc__rd r;
+    uint32_t ops = opc__buf_be32(p + 12), i;
+    opcomms_err rc = OPCOMMS_OK;
+    if (opc__buf_be32(p + 40) & OPC__LOG_MUST) return OPCOMMS_E_LOG_VERSION;
+    opc__rd_init(&r, p + OPC__LOG_BATCH, len - OPC__LOG_BATCH);
+    for (i = 0; i < ops && rc == OPCOMMS_OK; i++) {
+        const uint8_t *h = opc__rd_bytes(&r, 8), *body;
+        uint32_t n = h != NULL ? opc__buf_be32(h + 4) : 0;
+        body = opc__rd_bytes(&r, n);
+        if (h == NULL || body == NULL) return OPCOMMS_E_LOG_DAMAGED;
+        switch (h[0]) {
+        case OPC__OP_MESSAGE:
+            if (!opc__log_head_sound(k->log, body, n)) return OPCOMMS_E_LOG_DAMAGED;
+            rc = opc__look_add(k, opc__buf_be64(body + 40), OPC__LOOK_WHOLE,
+                               at + (uint64_t)(h - p));
+            break;
+        case OPC__OP_FRAGMENT: break;
+        case OPC__OP_ACK:
+            if (n != 8) return OPCOMMS_E_LOG_DAMAGED;
+            rc = opc__look_add(k, opc__buf_be64(body), OPC__LOOK_ACKED, 0);
+            break;
+        case OPC__OP_CHECKPOINT:
+            if (n < 8 || opc__buf_be64(body) > OPC__LOG_UID_MAX) return OPCOMMS_E_LOG_DAMAGED;
+            if (opc__buf_be64(body) > k->floor) k->floor = opc__buf_be64(body);
+            k->newer |= n > 8;
+            break;
+        default:
+            if (h[0] >= OPC__LOG_OP_MUST) return OPCOMMS_E_LOG_VERSION;
+            k->newer = 1;
+        }
+    }
+    if (rc != OPCOMMS_OK) return rc;
+    return opc__rd_left(&r) == 0 ? OPCOMMS_OK : OPCOMMS_E_LOG_DAMAGED;
+}
+
+/* Messages within a bad part: each has checksums of its own, seeded like the batch's, so that
+   nothing a payload contains is taken for one. Acknowledgements have none: not looked for. */
+OPC__FN opcomms_err opc__look_pick(opc__look *k, uint64_t at, uint64_t to) {
+    while (to - at >= 8u + OPC__LOG_FIXED) {
+        size_t most = k->c.buf_cap < 65536u ? k->c.buf_cap : 65536u;
+        size_t n = to - at < most ? (size_t)(to - at) : most, i = 0;
+        uint8_t *p = NULL;
+        opcomms_err rc = opc__log_window(k->log, &k->c, at, n, &p);
+        if (rc != OPCOMMS_OK) return rc;
+        for (; i + 8 <= n; i++) {
+            const uint8_t *q = (const uint8_t *)memchr(p + i, OPC__OP_MESSAGE, n - i - 7);
+            uint32_t body;
+            if (q == NULL) break;
+            i = (size_t)(q - p);
+            body = opc__buf_be32(q + 4);
+            if (q[1] != 0 || q[2] != 0 || q[3] != 0) continue;
+            if (body < OPC__LOG_FIXED || body > to - at - i - 8u) continue;
+            rc = opc__log_head(k->log, at + i);
+            if (rc == OPCOMMS_OK) {
+                rc = opc__look_add(k, opc__buf_be64(k->log->head + 40), OPC__LOOK_FOUND, at + i);
+                if (rc != OPCOMMS_OK) return rc;
+            } else if (rc != OPCOMMS_E_LOG_DAMAGED && rc != OPCOMMS_E_LIMIT) {
+                return rc; /* could not be read: proves nothing */
+            }
+        }
+        if (at + n == to) break;
+        at += n - 7;
+    }
+    return OPCOMMS_OK;
+}
+
+/* The first valid batch from `at` on, or the end of what is not zero. */
+OPC__FN opcomms_err opc__look_next(opc__look *k, uint64_t at, uint64_t limit, uint64_t *next) {
+    uint64_t used = at;
+    while (at < limit) {
+        size_t most = k->c.buf_cap < 65536u ? k->c.buf_cap : 65536u;
+        size_t n = limit - at < most ? (size_t)(limit - at) : most, i, last = n;
+        uint8_t *p = NULL;
+        uint32_t len = 0;
+        opcomms_err rc = opc__log_window(k->log, &k->c, at, n, &p);
+        if (rc != OPCOMMS_OK) return rc;
+        i = opc__log_magic(p, n);
+        while (last > 0 && p[last - 1] == 0) last--;
+        if (last > 0 && at + last > used) used = at + last;
+        if (i < n) {
+            rc = opc__log_batch_at(k->log, &k->c, at + i, &p, &len);
+            if (rc == OPCOMMS_OK) {
+                *next = at + i;
+                return OPCOMMS_OK;
+            }
+            if (rc != OPCOMMS_E_NOT_FOUND) return rc;
+            at += i + 1;
+        } else {
+            at = at + n == limit ? limit : at + n - 3;
+        }
+    }
+    *next = used;
+    return OPCOMMS_E_NOT_FOUND;
+}
+
+/* All valid batches up to `limit`, and what can be had from the bad parts between them. */
+OPC__FN opcomms_err opc__look_survey(opc__look *k, uint64_t limit) {
+    uint64_t at = OPC__LOG_HEADER, counter = 0, next = 0;
+    uint32_t len = 0;
+    uint8_t *p = NULL;
+    while (at < limit) {
+        opcomms_err rc = opc__log_batch_at(k->log, &k->c, at, &p, &len);
+        int older = rc == OPCOMMS_OK && opc__buf_be64(p + 24) < counter;
+        next = at + len;
+        if (rc == OPCOMMS_OK && !older) {
+            uint32_t flags = opc__buf_be32(p + 40);
+            counter = opc__buf_be64(p + 24);
+            if (counter > k->c.counter) k->c.counter = counter;
+            rc = opc__look_batch(k, at, p, len);
+            if (rc == OPCOMMS_OK) {
+                k->r.batches++;
+                k->r.flags &= ~OPCOMMS_REPORT_CLOSED;
+                if (flags & OPC__LOG_CLOSED) k->r.flags |= OPCOMMS_REPORT_CLOSED;
+                at = next;
+                continue;
+            }
+            if (rc != OPCOMMS_E_LOG_DAMAGED) return rc;
+        } else if (rc == OPCOMMS_E_NOT_FOUND) {
+            rc = opc__look_next(k, at, limit, &next);
+            if (rc == OPCOMMS_E_NOT_FOUND) limit = next; /* only zeros behind */
+            if (rc != OPCOMMS_OK && rc != OPCOMMS_E_NOT_FOUND) return rc;
+        } else if (rc != OPCOMMS_OK) {
+            return rc;
+        }
+        if (next == at) break;
+        k->r.flags &= ~OPCOMMS_REPORT_CLOSED;
+        k->r.bad_parts++;
+        k->r.bad_bytes += next - at;
+        /* A batch older than the one before it was cut off once: nobody was shown what is in it. */
+        rc = older ? OPCOMMS_OK : opc__look_pick(k, at, next);
+        if (rc != OPCOMMS_OK) return rc;
+        at = next;
+    }
+    return OPCOMMS_OK;
+}
+
+OPC__FN void opc__look_close(opc__look *k) {
+    opc__mem_free(k->mem, k->key, k->cap * 8);
+    opc__mem_free(k->mem, k->ref, k->cap * 8);
+    opc__mem_free(k->mem, k->c.uid, k->c.cap * 8);
+    opc__mem_free(k->mem, k->c.ref, k->c.cap * 8);
+    opc__mem_free(k->mem, k->c.buf, k->c.buf_cap);
+    if (k->log != NULL) opc__log_free(k->log);
+    opc__mem_wipe(&k->c, sizeof k->c); /* the salt */
+}
+
+/* Opens the file at `path` to read it; its lock is taken only when `lock` says so, else asked for.
+   opc__look_close in any case. */
+OPC__FN opcomms_err opc__look_open(opc__look *k, const opcomms_platform *plat, opc__mem *mem,
+                                   const char *path, int lock, opcomms_error *err) {
+    char dir[OPC__PATH_MAX], beside[OPC__PATH_MAX];
+    const uint32_t mode = OPCOMMS_FILE_WRITE | OPCOMMS_FILE_CREATE | OPCOMMS_FILE_PRIVATE;
+    const char *name = NULL;
+    opc__text t;
+    opc__log *l;
+    int os = 0;
+    opcomms_err rc = opc__plat_split(path, dir, sizeof dir, &name);
+    memset(k, 0, sizeof *k);
+    k->mem = mem;
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, "log path");
+    opc__text_init(&t, beside, sizeof beside);
+    opc__text_str(&t, name);
+    opc__text_str(&t, ".lock");
+    if (t.cut) return opc__err_set(err, OPCOMMS_E_INVAL, 0, "log path");
+    l = k->log = (opc__log *)opc__mem_alloc(mem, sizeof *l);
+    if (l == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, "log");
+    l->plat = plat;
+    l->mem = mem;
+    l->dir = l->file = l->lock = OPCOMMS_NO_HANDLE;
+    l->head = (uint8_t *)opc__mem_alloc(mem, OPC__LOG_HEAD_MAX);
+    l->piece = (uint8_t *)opc__mem_alloc(mem, OPC__FRAG_BYTES);
+    if (l->head == NULL || l->piece == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, "log");
+    rc = plat->dir_open(plat->user, dir, &l->dir, &os);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, os, dir);
+    rc = plat->file_open(plat->user, l->dir, name, 0, &l->file, &os);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, os, path);
+    rc = plat->file_open(plat->user, l->dir, beside, lock ? mode : 0, &l->lock, &os);
+    if (!lock) {
+        const int asks = plat->size >= sizeof *plat && plat->file_locked != NULL;
+        if (rc == OPCOMMS_OK && asks && plat->file_locked(plat->user, l->lock)) {
+            k->r.flags |= OPCOMMS_REPORT_IN_USE;
+        }
+        return OPCOMMS_OK;
+    }
+    if (rc == OPCOMMS_OK) rc = plat->file_lock(plat->user, l->lock, &os);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, os, "log lock");
+}
+
+/* What the header says. */
+OPC__FN void opc__look_head(opc__look *k) {
+    const uint8_t *s = k->c.slot;
+    k->r.bytes = k->c.size;
+    if (k->c.slot_bytes == 0) {
+        k->r.flags |= OPCOMMS_REPORT_NEW;
+        return;
+    }
+    opc__str_hash_write(s + 48, k->r.hash);
+    k->r.major = (uint16_t)opc__buf_be16(s + 8);
+    k->r.minor = (uint16_t)opc__buf_be16(s + 10);
+    k->r.opened = opc__buf_be64(s + 24);
+    k->r.created_s = (int64_t)opc__buf_be64(s + 40);
+    k->floor = opc__buf_be64(s + 112);
+    k->newer = k->r.minor != 0;
+    if (k->c.mend) k->r.flags |= OPCOMMS_REPORT_HEADER;
+}
+
+/* Fills in the report and the index. Fails as opening the log would; when it is damaged, everything
+   that can be had from it is in the index nevertheless. whole: look for that in any case. */
+OPC__FN opcomms_err opc__look_run(opc__look *k, int whole, opcomms_error *err) {
+    opc__log *l = k->log;
+    opcomms_error detail;
+    int os = 0;
+    opcomms_err rc = l->plat->file_size(l->plat->user, l->file, &k->c.size, &os), rc2;
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, os, "log");
+    k->r.bytes = k->c.size;
+    rc = opc__log_header(l, &k->c, NULL, &os, err);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__look_head(k);
+    if (k->c.slot_bytes == 0) return OPCOMMS_OK;
+    k->c.buf_cap = k->c.size < OPC__LOG_BATCH_MAX ? (size_t)k->c.size : OPC__LOG_BATCH_MAX;
+    k->c.buf = (uint8_t *)opc__mem_alloc(k->mem, k->c.buf_cap);
+    if (k->c.buf == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, "log");
+    memset(&detail, 0, sizeof detail);
+    rc = opc__log_row(l, &k->c, &detail);
+    k->r.synced = k->c.synced;
+    if (rc == OPCOMMS_OK) {
+        k->r.tail_bytes = k->c.used - k->c.end;
+    } else {
+        if (err != NULL) *err = detail;
+        if (rc != OPCOMMS_E_LOG_DAMAGED) return rc;
+        k->r.bad_at = detail.position;
+        whole = 1;
+    }
+    rc2 = opc__look_survey(k, whole ? k->c.size : k->c.end);
+    if (rc2 == OPCOMMS_OK) rc2 = opc__look_settle(k, 1);
+    if (rc2 != OPCOMMS_OK) return opc__err_set(err, rc2, 0, "log: cannot be read");
+    k->r.number_last = k->floor;
+    if (rc == OPCOMMS_OK && k->r.broken > 0) {
+        rc = opc__err_set(err, OPCOMMS_E_LOG_DAMAGED, 0, "the payload of an unread message");
+    }
+    return rc;
+}
+
+/* Opens and runs. A peer may be appending meanwhile: a batch that was half written when its place
+   was read looks like damage, but not twice at the same place. */
+OPC__FN opcomms_err opc__look_read(opc__look *k, const opcomms_platform *plat, opc__mem *mem,
+                                   const char *path, int all, opcomms_error *err) {
+    uint64_t bad_at = 0;
+    int tries;
+    for (tries = 0;; tries++) {
+        opcomms_err rc = opc__look_open(k, plat, mem, path, 0, err);
+        if (rc != OPCOMMS_OK) return rc;
+        k->all = all;
+        rc = opc__look_run(k, 0, err);
+        if (rc != OPCOMMS_E_LOG_DAMAGED || !(k->r.flags & OPCOMMS_REPORT_IN_USE)) return rc;
+        if (tries == 5 || (k->r.bad_at != 0 && k->r.bad_at == bad_at)) return rc;
+        bad_at = k->r.bad_at;
+        opc__look_close(k);
+    }
+}
+
+/* One message into the new log, under its old number. */
+OPC__FN opcomms_err opc__look_copy(opc__look *k, opc__store *to, uint64_t ref) {
+    opc__log *l = k->log;
+    opc__msg_meta meta;
+    uint8_t buf[4096];
+    uint64_t at = 0, uid = 0, unused = 0;
+    uint32_t put = 0;
+    size_t got = 0;
+    opcomms_err rc = opc__log_head(l, ref);
+    if (rc == OPCOMMS_OK) rc = to->c->begin(to, &put);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__log_meta_of(l->head, &meta); /* its dest lies in the head, which stays there meanwhile */
+    while (rc == OPCOMMS_OK && at < meta.bytes) {
+        rc = opc__log_read(&l->base, ref, at, buf, sizeof buf, &got);
+        if (rc == OPCOMMS_OK && got == 0) rc = OPCOMMS_E_LOG_DAMAGED;
+        if (rc == OPCOMMS_OK) rc = to->c->data(to, put, buf, got);
+        at += got;
+    }
+    if (rc == OPCOMMS_OK) {
+        opc__log_of(to)->uid = meta.uid - 1;
+        rc = to->c->commit(to, put, &meta, &uid, &unused, &unused);
+        OPCOMMS_ASSERT(rc != OPCOMMS_OK || uid == meta.uid);
+    }
+    if (rc != OPCOMMS_OK) to->c->abort(to, put);
+    return rc;
+}
+
+OPC__FN opcomms_err opc__look_none(void *user, uint64_t uid, uint64_t ref,
+                                   const opc__msg_meta *meta) {
+    (void)user;
+    (void)uid;
+    (void)ref;
+    (void)meta;
+    return OPCOMMS_E_IN_USE; /* a new log holds nothing */
+}
+
+/* Everything unread into a new log at `path`, synced. */
+OPC__FN opcomms_err opc__look_write(opc__look *k, const char *path, opcomms_error *err) {
+    opc__log_options o;
+    opc__store *to = NULL;
+    size_t i;
+    opcomms_err rc, rc2;
+    memset(&o, 0, sizeof o);
+    o.plat = k->log->plat;
+    o.mem = k->mem;
+    o.path = path;
+    memcpy(o.key_hash, k->c.slot + 48, 32);
+    o.puts_max = 1;
+    o.log_bytes_max = UINT64_MAX >> 1;
+    o.counter_floor = k->c.counter;
+    /* The bad parts may have held higher numbers, which must not be given out again. */
+    o.uid_floor = k->floor + (k->r.bad_parts > 0 ? OPC__LOG_UID_SKIP : 0);
+    rc = opc__log_open(&o, opc__look_none, NULL, &to, err);
+    if (rc != OPCOMMS_OK) return rc;
+    for (i = 0; rc == OPCOMMS_OK && i < k->count; i++) {
+        unsigned kind = k->key[i] & 3u;
+        if (kind == OPC__LOOK_BROKEN) continue;
+        rc = opc__look_copy(k, to, k->ref[i]);
+    }
+    rc2 = to->c->close(to);
+    if (rc == OPCOMMS_OK) rc = rc2;
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, "while it was copied");
+}
+
+/* The names a salvage works with; all lie in one directory. */
+typedef struct opc__look_names {
+    char dir[OPC__PATH_MAX];
+    const char *out; /* the new log */
+    char path[OPC__PATH_MAX]; /* the whole path of the unfinished one */
+    const char *part;
+    char lock[OPC__PATH_MAX];
+} opc__look_names;
+
+OPC__FN opcomms_err opc__look_name(opc__look_names *n, const char *out) {
+    opc__text t;
+    opcomms_err rc = opc__plat_split(out, n->dir, sizeof n->dir, &n->out);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__text_init(&t, n->path, sizeof n->path);
+    opc__text_str(&t, out);
+    opc__text_str(&t, ".part");
+    n->part = n->path + (n->out - out);
+    if (t.cut) return OPCOMMS_E_INVAL;
+    opc__text_init(&t, n->lock, sizeof n->lock);
+    opc__text_str(&t, n->part);
+    opc__text_str(&t, ".lock");
+    return t.cut ? OPCOMMS_E_INVAL : OPCOMMS_OK;
+}
+
+/* Is the name of the new log free? */
+OPC__FN opcomms_err opc__look_free(const opcomms_platform *plat, intptr_t dir, const char *name) {
+    intptr_t file = OPCOMMS_NO_HANDLE;
+    int os = 0;
+    opcomms_err rc = plat->file_open(plat->user, dir, name, 0, &file, &os);
+    if (rc == OPCOMMS_OK) plat->file_close(plat->user, file);
+    return rc == OPCOMMS_E_NOT_FOUND ? OPCOMMS_OK : OPCOMMS_E_IN_USE;
+}
+
+/* Does the new log open, and with as much unread as was found? */
+OPC__FN opcomms_err opc__look_same(const opc__look *k, const char *path, opcomms_error *err) {
+    opc__look other;
+    opcomms_err rc = opc__look_open(&other, k->log->plat, k->mem, path, 0, err);
+    if (rc == OPCOMMS_OK) rc = opc__look_run(&other, 0, err);
+    if (rc == OPCOMMS_OK &&
+        (other.r.unread != k->r.unread || other.r.unread_bytes != k->r.unread_bytes)) {
+        rc = opc__err_set(err, OPCOMMS_E_IO, 0, "the new log differs from what was written");
+    }
+    opc__look_close(&other);
+    return rc;
+}
+
+/* Salvages into a new log at `out`, under another name until it is complete, synced and read
+   again. k was opened with its lock. */
+OPC__FN opcomms_err opc__look_salvage(opc__look *k, const char *out, opcomms_error *err) {
+    const opcomms_platform *plat = k->log->plat;
+    opc__look_names n;
+    intptr_t dir = OPCOMMS_NO_HANDLE;
+    int os = 0;
+    opcomms_err rc;
+    if (k->c.slot_bytes == 0) return opc__err_set(err, OPCOMMS_E_EMPTY, 0, "not begun yet");
+    if (k->newer) {
+        return opc__err_set(err, OPCOMMS_E_LOG_VERSION, 0, "a newer version has to repair it");
+    }
+    rc = opc__look_name(&n, out);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, "not a usable path");
+    rc = plat->dir_open(plat->user, n.dir, &dir, &os);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, os, n.dir);
+    rc = opc__look_free(plat, dir, n.out);
+    if (rc != OPCOMMS_OK) {
+        plat->dir_close(plat->user, dir);
+        return opc__err_set(err, rc, 0, out);
+    }
+    (void)plat->file_remove(plat->user, dir, n.part, &os); /* of a crash; usually absent */
+    rc = opc__look_write(k, n.path, err);
+    if (rc == OPCOMMS_OK) rc = opc__look_same(k, n.path, err);
+    if (rc == OPCOMMS_OK) {
+        os = 0;
+        rc = opc__look_free(plat, dir, n.out);
+        if (rc == OPCOMMS_OK) rc = plat->file_rename(plat->user, dir, n.part, n.out, &os);
+        if (rc == OPCOMMS_OK) rc = plat->dir_sync(plat->user, dir, &os);
+        if (rc != OPCOMMS_OK) (void)opc__err_set(err, rc, os, out);
+    }
+    if (rc != OPCOMMS_OK) (void)plat->file_remove(plat->user, dir, n.part, &os);
+    (void)plat->file_remove(plat->user, dir, n.lock, &os); /* nobody else knows this log */
+    plat->dir_close(plat->user, dir);
+    return rc;
+}
+
+/* Hands out as much of the report as the caller has room for; passes rc on. */
+OPC__FN opcomms_err opc__look_report(const opc__look *k, opcomms_log_report *report,
+                                     opcomms_err rc) {
+    opcomms_log_report r = k->r;
+    if (report == NULL) return rc;
+    r.size = report->size < sizeof r ? report->size : (uint32_t)sizeof r;
+    memcpy(report, &r, r.size);
+    return rc;
+}
+
+/* Fills in what a callback is told of entry i of the index. */
+OPC__FN opcomms_err opc__look_entry(opc__look *k, size_t i, opcomms_log_entry *e) {
+    static const uint32_t state[4] = {OPCOMMS_ENTRY_ACKNOWLEDGED, OPCOMMS_ENTRY_UNREAD,
+                                      OPCOMMS_ENTRY_SALVAGED, OPCOMMS_ENTRY_BROKEN};
+    opc__msg_meta m;
+    opcomms_err rc = opc__log_head(k->log, k->ref[i]);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__log_meta_of(k->log->head, &m);
+    memset(e, 0, sizeof *e);
+    e->state = state[k->key[i] & 3u];
+    e->flags = (m.flags & OPC__MSG_TEXT) ? OPCOMMS_MESSAGE_TEXT : 0;
+    e->number = m.uid;
+    e->bytes = m.bytes;
+    e->offset = k->ref[i];
+    e->time_s = m.time_s;
+    opc__str_hash_write(m.from, e->from.hash);
+    e->from.id = m.from_id;
+    e->to = (const char *)m.dest;
+    e->to_len = m.dest_len;
+    e->to_id = m.dest_id;
+    e->handle = k;
     return OPCOMMS_OK;
 }
 
@@ -12096,6 +12821,75 @@ OPCOMMS_API opcomms_err opcomms_make_ca_cert_with_password(
     return opc__pub_cert(NULL, ca_key_file, &ask, out, cap, len, err);
 }
 
+/* >>pub-log ==== L4 ==== public functions of a log without its peer */
+
+OPCOMMS_API opcomms_err opcomms_log_verify(const char *path, opcomms_log_report *report,
+                                           opcomms_error *err) {
+    opc__look k;
+    opc__mem mem;
+    opcomms_err rc;
+    if (path == NULL || (report != NULL && report->size < 8)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    }
+    if (opc__plat_default() == NULL) return opc__err_set(err, OPCOMMS_E_UNSUPPORTED, 0, NULL);
+    opc__key_default_mem(&mem);
+    rc = opc__look_read(&k, opc__plat_default(), &mem, path, 0, err);
+    rc = opc__look_report(&k, report, rc);
+    opc__look_close(&k);
+    return rc;
+}
+
+OPCOMMS_API opcomms_err opcomms_log_dump(const char *path, opcomms_log_entry_fn callback,
+                                         void *user, opcomms_error *err) {
+    opc__look k;
+    opc__mem mem;
+    opcomms_log_entry e;
+    opcomms_err rc, rc2;
+    size_t i;
+    if (path == NULL || callback == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    if (opc__plat_default() == NULL) return opc__err_set(err, OPCOMMS_E_UNSUPPORTED, 0, NULL);
+    opc__key_default_mem(&mem);
+    rc = opc__look_read(&k, opc__plat_default(), &mem, path, 1, err);
+    for (i = 0; i < k.count; i++) {
+        if (rc != OPCOMMS_OK && rc != OPCOMMS_E_LOG_DAMAGED) break;
+        rc2 = opc__look_entry(&k, i, &e);
+        if (rc2 != OPCOMMS_OK) rc = opc__err_set(err, rc2, 0, "log: cannot be read");
+        if (rc2 != OPCOMMS_OK || callback(user, &e) != 0) break;
+    }
+    opc__look_close(&k);
+    return rc;
+}
+
+OPCOMMS_API opcomms_err opcomms_log_entry_read(const opcomms_log_entry *entry, uint64_t offset,
+                                               void *buf, size_t len, size_t *got) {
+    opc__look *k;
+    if (entry == NULL || entry->handle == NULL || got == NULL || (buf == NULL && len > 0)) {
+        return OPCOMMS_E_INVAL;
+    }
+    k = (opc__look *)entry->handle;
+    return opc__log_read(&k->log->base, entry->offset, offset, (uint8_t *)buf, len, got);
+}
+
+OPCOMMS_API opcomms_err opcomms_log_repair(const char *path, const char *out_path,
+                                           opcomms_log_report *report, opcomms_error *err) {
+    opc__look k;
+    opc__mem mem;
+    opcomms_err rc;
+    if (path == NULL || out_path == NULL || (report != NULL && report->size < 8)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    }
+    if (opc__plat_default() == NULL) return opc__err_set(err, OPCOMMS_E_UNSUPPORTED, 0, NULL);
+    opc__key_default_mem(&mem);
+    rc = opc__look_open(&k, opc__plat_default(), &mem, path, 1, err);
+    if (rc == OPCOMMS_OK) rc = opc__look_run(&k, 1, err);
+    if (rc == OPCOMMS_OK || (rc == OPCOMMS_E_LOG_DAMAGED && k.c.buf != NULL)) {
+        rc = opc__look_salvage(&k, out_path, err);
+    }
+    rc = opc__look_report(&k, report, rc);
+    opc__look_close(&k);
+    return rc;
+}
+
 /* >>pub ==== L4 ==== public functions of the peer: check, lock, call, translate */
 
 OPCOMMS_API const opcomms_platform *opcomms_platform_default(void) { return opc__plat_default(); }
@@ -12407,7 +13201,8 @@ OPCOMMS_API opcomms_err opcomms_new(const opcomms_config *cfg, opcomms_peer **ou
     p->cfg = full;
     p->plat = full.platform != NULL ? full.platform : opc__plat_default();
     p->listener = OPCOMMS_NO_HANDLE;
-    if (p->plat == NULL || p->plat->size < sizeof(opcomms_platform) || !opc__pub_locks(p)) {
+    if (p->plat == NULL || p->plat->size < offsetof(opcomms_platform, file_locked) ||
+        !opc__pub_locks(p)) {
         opc__mem_free(&mem, p, sizeof *p);
         return opc__err_set(err, OPCOMMS_E_INVAL, 0, "cfg.platform");
     }
