@@ -18,8 +18,8 @@ CONTENTS OF THE MANUAL
 SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only sections above it)
      L0  cfg str err mem buf crc        base
      L1  posix plat thread              operating system
-     L2  frame json bytes render fetch shape tarpc yaml der key cert seal tls store ram log look
-                                        parts
+     L2  frame json bytes render fetch shape tarpc yaml der   codecs
+     L2  key cert seal tls store ram log look                 keys, TLS, storage
      L3  id allow route limit conn mailbox node run             the peer
      L4  pub-access pub-key pub-log pub     public functions
 
