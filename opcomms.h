@@ -49,8 +49,8 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
 3  MODEL
     identity    64 hex digits: SHA-256 of the DER SubjectPublicKeyInfo of a key. Nothing else
                 identifies anybody: not an address, not a name in a certificate.
-    identifier  an identity and a mailbox number 0..255, written "hash:id". This version receives
-                from its mailbox 0.
+    identifier  an identity and a mailbox number 0..255, written "hash:id". opcomms_send goes from
+                mailbox 0 to mailbox 0; opcomms_client_send and opcomms_receive_id name others.
     allow list  who may connect, and be connected to: identity, optionally with one IP address.
                 allow_all lets everybody in, whom routing then still limits.
     routes      from (hash:id or hash:~) to a set of (hash:id or hash:~). Default: nothing passes.
@@ -60,15 +60,18 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
                 cfg.mailboxes_max opts into keeping mail for third parties.
     send        opens or reuses one kept connection per (identity, address) and returns when the
                 receiver has stored the message, or with the reason why not.
+    client      the broker channel: send to, get from and acknowledge in the mailboxes of any
+                server, of this library or of the Rust system (opcomms_client_*). Components of
+                the server's own process do the same without a network (opcomms_local_*).
 
     What is promised, and the test that holds it (tests/):
     - A message whose send returned OPCOMMS_OK survives a crash of the receiver, and with
       OPCOMMS_DURABLE_ALWAYS a power cut.                       unit/test_log.c, api/test_peer.c
     - Nothing is handed out under an identity whose key the TLS handshake did not prove.
                                                               api/test_basics.c, api/test_peer.c
-    - The receiver's key is the one that was asked for, or nothing is sent.    api/test_peer.c
-    - When opcomms_allow_list_remove has returned, nothing more from that key is stored; its
-      connections close within one step.                                       api/test_peer.c
+    - The receiver's key is the one that was asked for, or nothing is sent.  api/test_basics.c
+    - When opcomms_allow_list_remove has returned, nothing more from that key is stored and
+      nothing more is sent to it; its connections close within one step.       api/test_peer.c
     - Peer and file bytes never crash it.                       fuzz/, unit tests under sanitizers
     Between a lost answer and a repeated send a message can arrive twice: OPCOMMS_E_UNKNOWN_OUTCOME
     says when that is possible.
@@ -86,7 +89,9 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
 5  LIMITS (defaults; fields of opcomms_config)
     frame                  8 MiB of JSON: 2 097 000 bytes of payload always fit, 4 MB of digits 0-9
     connections            64, a quarter of them kept for our own; 16 inbound per address
-    handshakes             16 at once, 100 a second, half of that from one address
+    handshakes             16 at once, 100 a second, half of that from one address; a quarter of
+                           the places is kept for addresses that the allow list names
+    requests               10 000 in a burst and 100 a second from one identity
     handshake time         10 s         idle time   300 s
     unread messages        100 000, 10 000 per sender and destination
     log                    1 GiB        memory      64 MiB
@@ -118,6 +123,9 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
     RESULT  {"Send":{"Ok":true}}   (false: routing refused)   {"Get":{"Ok":null}}
             {"Get":{"Ok":{"uid":N,"from":{"pubkey_hash":H,"id":0},"msg":T}}}   {"Ack":{"Ok":true}}
             {"Ping":true}   {"Send":{"Err":{"MutexError":T}}}
+    The newer form of the protocol differs in {"Ping":{"Ok":true}} and in two more errors,
+    {"MessageTooLarge":[most KB, got KB]} and "RateLimitExceeded". A client here understands both;
+    cfg.protocol says which of them the answers of a peer take.
     The payload is the text T: a JSON array of the bytes as decimal numbers, without spaces. A text
     that is anything else is handed out as text, flagged OPCOMMS_MESSAGE_TEXT.
     Answers come in the order of the requests; a request that breaks the grammar closes the
@@ -169,7 +177,11 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
 
 12 PORTING
     Fill in an opcomms_platform (clock, randomness, files, sockets, wait) and pass it in
-    cfg.platform; >>posix is the model. Threads are POSIX threads or none (OPCOMMS_NO_THREADS).
+    cfg.platform; >>posix is the model, and opcomms_platform_default gives it to be wrapped. What
+    has to be right: random is cryptographic; file_sync returns when the bytes are on the medium
+    and reports every failure; sockets never block and never raise a signal; wait returns early
+    when wake_signal was called, from any thread, before or during it. Threads are POSIX threads or
+    none (OPCOMMS_NO_THREADS). tests/sim/fake.h is a complete platform without an operating system.
 */
 
 #ifndef OPCOMMS_H
@@ -6096,7 +6108,7 @@ typedef struct opc__tls {
     opc__sessions *sessions;
     opcomms_address address;
     uint64_t now_us;  /* when the connection was made */
-    int offered;      /* client: a session was offered */
+    uint64_t offered; /* client: until when the session is good that was offered; 0: none was */
     int chain_seen;   /* the peer has shown a certificate: this is no resumption */
     /* The engine asks for the five bytes of a record's header, then for the record. What is read
        ahead saves the second system call; nothing more is read before the engine has it all. */
@@ -6410,7 +6422,7 @@ OPC__FN void opc__tls_client_resumes(opc__tls *t, const opc__session *s, uint64_
     if (now_us >= s->until_us || !opc__str_equal_ct(s->hash, t->expected, 32)) return;
     br_ssl_engine_set_session_parameters(t->eng, &s->p);
     if (!br_ssl_client_reset(&t->u.client, "localhost", 1)) t->refusal = OPCOMMS_E_RANDOM;
-    t->offered = 1;
+    t->offered = s->until_us;
 }
 
 /* The session of a finished handshake, to be offered next time. */
@@ -6419,7 +6431,9 @@ OPC__FN void opc__tls_client_session(const opc__tls *t, opc__session *out, uint6
     opc__session_wipe(out);
     br_ssl_engine_get_session_parameters(t->eng, &out->p);
     memcpy(out->hash, t->peer, 32);
-    if (out->p.session_id_len != 0) out->until_us = now_us + OPC__TLS_SESSION_US;
+    if (out->p.session_id_len == 0) return;
+    /* Resuming does not prolong it. */
+    out->until_us = t->chain_seen ? now_us + OPC__TLS_SESSION_US : t->offered;
 }
 
 OPC__FN int opc__tls_resumed(const opc__tls *t) { return t->ready && !t->chain_seen; }
@@ -6449,7 +6463,7 @@ OPC__FN void opc__tls_settle(opc__tls *t) {
     int finished;
     opc__tls_feed(t);
     finished = (br_ssl_engine_current_state(t->eng) & BR_SSL_SENDAPP) != 0;
-    if (!t->ready && finished && t->offered && !t->chain_seen) {
+    if (!t->ready && finished && t->offered != 0 && !t->chain_seen) {
         /* Resumed: no certificate came; whoever answered holds the secret that was agreed with the
            expected key. Whether that key is still admitted is asked again. */
         if (t->may(t->user, t->expected)) {
