@@ -1201,16 +1201,22 @@ typedef struct opc__mem {
     size_t limit; /* 0: none */
 } opc__mem;
 
-/* NULL when the limit or the memory is exhausted. The bytes are zero. */
-OPC__FN void *opc__mem_alloc(opc__mem *m, size_t bytes) {
+/* NULL when the limit or the memory is exhausted. The bytes are whatever they were: for large
+   buffers that are written before they are read, whose unused pages then cost nothing. */
+OPC__FN void *opc__mem_raw(opc__mem *m, size_t bytes) {
     void *p;
     OPCOMMS_ASSERT(bytes > 0);
     OPCOMMS_ASSERT(m->alloc != NULL);
     if (m->limit != 0 && (m->used > m->limit || bytes > m->limit - m->used)) return NULL;
     p = m->alloc(m->user, bytes);
-    if (p == NULL) return NULL;
-    memset(p, 0, bytes);
-    m->used += bytes;
+    if (p != NULL) m->used += bytes;
+    return p;
+}
+
+/* The same, and the bytes are zero. */
+OPC__FN void *opc__mem_alloc(opc__mem *m, size_t bytes) {
+    void *p = opc__mem_raw(m, bytes);
+    if (p != NULL) memset(p, 0, bytes);
     return p;
 }
 
@@ -7962,7 +7968,7 @@ OPC__FN opcomms_err opc__log_load(opc__log *l, const opc__log_options *o, opc__s
     rc = opc__log_header(l, &c, o->key_hash, &os, err);
     if (rc != OPCOMMS_OK) return rc;
     c.buf_cap = c.size < OPC__LOG_BATCH_MAX ? (size_t)c.size : OPC__LOG_BATCH_MAX;
-    c.buf = (uint8_t *)opc__mem_alloc(l->mem, c.buf_cap);
+    c.buf = (uint8_t *)opc__mem_raw(l->mem, c.buf_cap);
     if (c.buf == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, "log");
     rc = opc__log_recover(l, &c, err);
     if (rc == OPCOMMS_OK) {
@@ -8042,8 +8048,8 @@ OPC__FN opcomms_err opc__log_open(const opc__log_options *o, opc__store_found fo
     l->ahead = o->ahead_bytes;
     l->puts_max = o->puts_max;
     l->put = (opc__log_put **)opc__mem_array(o->mem, o->puts_max, sizeof *l->put);
-    l->active.p = (uint8_t *)opc__mem_alloc(o->mem, l->cap);
-    l->sealed.p = (uint8_t *)opc__mem_alloc(o->mem, l->cap);
+    l->active.p = (uint8_t *)opc__mem_raw(o->mem, l->cap);
+    l->sealed.p = (uint8_t *)opc__mem_raw(o->mem, l->cap);
     l->head = (uint8_t *)opc__mem_alloc(o->mem, OPC__LOG_HEAD_MAX);
     l->piece = (uint8_t *)opc__mem_alloc(o->mem, OPC__FRAG_BYTES);
     if (l->put == NULL || l->active.p == NULL || l->sealed.p == NULL || l->head == NULL ||
