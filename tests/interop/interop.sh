@@ -29,8 +29,10 @@ new_enough() { # a cargo: 1.85 is the oldest whose lock file and editions these 
 cargo=${INTEROP_CARGO:-cargo}
 if ! new_enough "$cargo"; then
     # Debian's cargo-web is the current compiler under that name; it wants `cargo` itself gone.
-    sh tests/deps.sh cargo-web:/usr/share/doc/cargo-web || not_run "no cargo 1.85 or newer, and none to be had"
+    sh tests/deps.sh cargo-web:/var/lib/dpkg/info/cargo-web.list ||
+        not_run "no cargo 1.85 or newer, and none to be had"
     cargo=/usr/bin/cargo
+    export RUSTC=/usr/bin/rustc
     new_enough "$cargo" || not_run "cargo is still too old: $("$cargo" --version 2>&1)"
 fi
 sh tests/deps.sh libbearssl-dev:/usr/include/bearssl.h openssl:openssl || not_run "no BearSSL"
@@ -114,7 +116,7 @@ verdict() {
 
 problem() {
     bad=1
-    echo "  $case_name ($column): $1"
+    echo "  $case_name ($column): $1" | cut -c1-500
 }
 
 expect() { # what it gave, patterns that are right
@@ -358,6 +360,7 @@ killed_before() {
         exec 7>"$work/go"
         until_line "$work/client" '"connected"' 20 || problem "the client did not connect"
         kill -STOP "$pid"
+        until ! grep -L '^State:.T' /proc/"$pid"/task/*/status | grep -q .; do sleep 0.02; done
         echo go >&7
         exec 7>&-
         # The request is a few records; they are in the socket of the stopped process when its
@@ -649,16 +652,16 @@ captured_streams() {
 
 # ---- the matrix -----------------------------------------------------------------------------------
 
-contents
-for kind in rsa ec; do
-    if [ "$kind" = rsa ]; then
-        server_key=certs/rsa_1.key client_key=certs/rsa_2.key third_key=certs/p256_1.key
-    else
-        server_key=certs/p256_1.key client_key=certs/p256_2.key third_key=certs/rsa_1.key
-    fi
+keys() { # of server, client and a third party
+    server_key=certs/$1.key client_key=certs/$2.key third_key=certs/$3.key
     server_hash=$(own_hash "$server_key")
     client_hash=$(own_hash "$client_key")
     third_hash=$(own_hash "$third_key")
+}
+
+contents
+for kind in rsa ec; do
+    if [ "$kind" = rsa ]; then keys rsa_1 rsa_2 p256_1; else keys p256_1 p256_2 rsa_1; fi
     for side in rust c; do # the side that serves
         if [ "$side" = rust ]; then column="C to Rust, $kind"; else column="Rust to C, $kind"; fi
         run_case content_0 "0 bytes"
@@ -703,6 +706,22 @@ for kind in rsa ec; do
             run_case captured_streams "the Rust peer answers as the captured server did"
         fi
     done
+done
+
+for side in rust c; do
+    if [ "$side" = rust ]; then column="C to Rust, ec"; else column="Rust to C, ec"; fi
+    kind=mixed1
+    keys p256_1 rsa_2 rsa_1
+    run_case content_64k "64 KiB, server P-256, client RSA"
+    kind=mixed2
+    keys rsa_1 p256_2 rsa_2
+    run_case content_64k "64 KiB, server RSA, client P-256"
+    kind=mixed3
+    keys p384_1 rsa_2 rsa_1
+    run_case content_64k "64 KiB, server P-384, client RSA"
+    kind=mixed4
+    keys rsa_1 p384_1 rsa_2
+    run_case content_64k "64 KiB, server RSA, client P-384"
 done
 
 # ---- the table ------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 //! Keys, certificates and hashes: PROTOCOL 2 and 3.
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, PublicKeyData};
+use aws_lc_rs::digest::{digest, SHA256};
+use rcgen::PublicKeyData;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyIdMethod, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::ParsedCertificate;
 
@@ -35,7 +37,7 @@ pub fn base64(bytes: &[u8]) -> String {
 }
 
 pub fn sha256(bytes: &[u8]) -> String {
-    hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref())
+    hex(digest(&SHA256, bytes).as_ref())
 }
 
 /// The identity of whoever showed this certificate: SHA-256 over its SubjectPublicKeyInfo.
@@ -57,7 +59,9 @@ pub fn load(key_file: &str, ca_file: Option<&str>) -> Result<Identity, Error> {
     };
     let mut ca_params = CertificateParams::default();
     ca_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    debug_assert!(ca_params.distinguished_name.get(&DnType::CommonName).is_some());
+    // Section 3: over the bare key. This version of rcgen would hash what stands around it too.
+    let id = digest(&SHA256, ca_key.public_key_raw()).as_ref()[..20].to_vec();
+    ca_params.key_identifier_method = KeyIdMethod::PreSpecified(id);
     let ca = ca_params.self_signed(&ca_key)?;
     let issuer = Issuer::new(ca_params, ca_key);
     let params = CertificateParams::new(vec!["localhost".to_string(), "127.0.0.1".to_string()])?;

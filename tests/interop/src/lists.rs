@@ -20,7 +20,8 @@ fn text_of(file: &str) -> Result<String, Error> {
 
 /// An empty document is an empty mapping, not a mapping that is missing.
 fn mapping<T: de::DeserializeOwned + Default>(text: &str) -> Result<T, Error> {
-    let blank = |l: &str| l.trim().is_empty() || l.trim_start().starts_with('#') || l.trim() == "---";
+    let blank =
+        |l: &str| l.trim().is_empty() || l.trim_start().starts_with('#') || l.trim() == "---";
     if text.lines().all(blank) {
         return Ok(T::default());
     }

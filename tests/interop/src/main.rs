@@ -229,8 +229,7 @@ async fn send_one(
 async fn send(args: &Args) -> Result<Value, Error> {
     let dialer = args.dialer()?;
     let address = args.need("addr")?;
-    let dest =
-        Identifier { pubkey_hash: args.need("to")?.into(), id: args.number("to-id", 0)? };
+    let dest = Identifier { pubkey_hash: args.need("to")?.into(), id: args.number("to-id", 0)? };
     let from_id = args.number("from-id", 0)?;
     let count: u64 = args.number("count", 1)?;
     let retry = Duration::from_millis(args.number("retry", 0)?);

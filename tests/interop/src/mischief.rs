@@ -7,17 +7,17 @@ use tokio::io::{self, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Duplex
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mischief {
     None,
-    Late(u64),  // each answer so many milliseconds late
-    Twice,      // each answer twice
-    Reordered,  // answers of what is in flight together in the reverse order
-    Stray,      // before each answer one to a request that was never made
-    WrongKind,  // the answer of another call
-    Garbage,    // a frame that is no JSON
-    Extra,      // fields nobody knows in every object of an answer
-    Server,     // tarpc's own error instead of the answer
-    Unknown,    // an error variant nobody knows
-    Oversized,  // a frame header beyond every limit
-    Silent,     // no answer at all, the connection stays
+    Late(u64), // each answer so many milliseconds late
+    Twice,     // each answer twice
+    Reordered, // answers of what is in flight together in the reverse order
+    Stray,     // before each answer one to a request that was never made
+    WrongKind, // the answer of another call
+    Garbage,   // a frame that is no JSON
+    Extra,     // fields nobody knows in every object of an answer
+    Server,    // tarpc's own error instead of the answer
+    Unknown,   // an error variant nobody knows
+    Oversized, // a frame header beyond every limit
+    Silent,    // no answer at all, the connection stays
 }
 
 impl Mischief {

@@ -46,8 +46,25 @@ fn as_ourselves(mut bytes: Vec<u8>, own_hash: &str) -> Vec<u8> {
     bytes
 }
 
+/// Where the last frame begins; 0 when there is one only.
+fn last_frame(bytes: &[u8]) -> usize {
+    let (mut at, mut last) = (0, 0);
+    while let Some(head) = bytes.get(at..at + 4) {
+        last = at;
+        at += 4 + u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+    }
+    last
+}
+
 /// Writes one frame and, where the captured client waited for its answer, waits as well.
-async fn one(d: &Dialer, address: &str, c2s: &[u8], s2c: &[u8]) -> Result<Vec<u8>, Error> {
+/// In a race it wrote all at once but for the Ping at the end.
+async fn one(
+    d: &Dialer,
+    address: &str,
+    c2s: &[u8],
+    s2c: &[u8],
+    race: bool,
+) -> Result<Vec<u8>, Error> {
     let mut stream = d.stream(address).await?;
     let mut got = Vec::new();
     let mut at = 0;
@@ -57,7 +74,10 @@ async fn one(d: &Dialer, address: &str, c2s: &[u8], s2c: &[u8]) -> Result<Vec<u8
             Some(head) => u32::from_be_bytes(head.try_into()?) as usize,
             None => c2s.len() - at,
         };
-        let end = at.saturating_add(4).saturating_add(len).min(c2s.len());
+        let mut end = at.saturating_add(4).saturating_add(len).min(c2s.len());
+        if race && at == 0 {
+            end = last_frame(c2s).max(end);
+        }
         // Written after a server has hung up it is lost, like the captured client's.
         if stream.write_all(&c2s[at..end]).await.is_err() || stream.flush().await.is_err() {
             break;
@@ -97,8 +117,14 @@ pub async fn all(d: &Dialer, address: &str, dir: &str, denied: bool) -> Result<V
         let c2s = as_ourselves(c2s, &d.me.hash);
         let s2c = std::fs::read(Path::new(dir).join(format!("{name}.s2c.bin")))?;
         let wanted = answers(&s2c, &d.me.hash);
-        let got = answers(&one(d, address, &c2s, &s2c).await?, &d.me.hash);
         let race = RACES.iter().any(|r| name.contains(r));
+        // Number 07 was no capture: it acknowledged what 08 then finds gone.
+        while name.ends_with("_get_none") {
+            let client = d.connect(address).await?;
+            let Some(message) = client.get(0).await? else { break };
+            client.ack(0, message.uid).await?;
+        }
+        let got = answers(&one(d, address, &c2s, &s2c, race).await?, &d.me.hash);
         if got.is_some() && got == wanted {
             same += 1;
         } else if race {
