@@ -3,9 +3,12 @@
 
      driver hash  --key K [--ca K]
      driver serve --key K --addr A [--allow F] [--routes F] [--mailboxes N] [--messages N]
-                  [--leave]        first line: I am HASH@ADDR; then what it receives, one a line
-     driver send  --key K --to HASH --addr A [--data TEXT | --file F] [--count N] [--threads N]
-                  [--fresh] [--timeout MS] [--retry MS] [--pings: a ping in place of each message] */
+                  [--leave] [--protocol newer] [--frame BYTES] [--rate N]
+                                   first line: I am HASH@ADDR; then what it receives, one a line
+     driver send  --key K --to HASH --addr A [--data T | --file F] [--count N] [--threads N]
+                  [--fresh] [--timeout MS] [--retry MS] [--pings: a ping in place of each message]
+     driver get | ack --uid N | recv | ping | post --to HASH [--from-id N] [--to-id N] [--text]
+                  --key K --server HASH --addr A [--id N] [--out F]      the broker channel */
 #define OPCOMMS_IMPLEMENTATION
 #include "opcomms.h"
 
@@ -111,6 +114,9 @@ static opcomms_err open_peer(char **argv, int listens, opcomms_peer **peer, opco
     if (cfg.log_path == NULL) cfg.flags |= OPCOMMS_MEMORY_STORE;
     cfg.mailboxes_max = (uint32_t)number(argv, "--mailboxes", 0);
     cfg.frame_bytes_max = (uint32_t)number(argv, "--frame", 0);
+    if (strcmp(option(argv, "--protocol", ""), "newer") == 0) cfg.protocol = OPCOMMS_PROTOCOL_NEWER;
+    cfg.rate_capacity = (uint32_t)number(argv, "--rate", OPCOMMS_UNLIMITED);
+    if (has(argv, "--rate")) cfg.rate_per_second = 1;
     if (listens) {
         cfg.address = option(argv, "--addr", "127.0.0.1:0");
         /* A connection for each message is what the Rust client does. */
@@ -304,6 +310,79 @@ static int send_messages(char **argv) {
     return report(stored == count * threads, what, first, &err);
 }
 
+static int broker_get(char **argv, opcomms_client *client) {
+    static unsigned char buf[8u << 20];
+    const char *path = option(argv, "--out", NULL);
+    uint8_t id = (uint8_t)number(argv, "--id", 0);
+    opcomms_mail mail;
+    opcomms_error err;
+    FILE *f;
+    int taken = strcmp(argv[0], "recv") == 0;
+    opcomms_err rc = taken ? opcomms_client_recv(client, id, &mail, buf, sizeof buf, 0, &err)
+                           : opcomms_client_get(client, id, &mail, buf, sizeof buf, 0, &err);
+    if (rc == OPCOMMS_E_EMPTY) return report(1, "\"message\":null,", OPCOMMS_OK, &err);
+    if (rc != OPCOMMS_OK) return report(0, "", rc, &err);
+    if (path != NULL) {
+        f = fopen(path, "wb");
+        if (f == NULL || fwrite(buf, 1, (size_t)mail.bytes, f) != mail.bytes || fclose(f) != 0) {
+            return 1;
+        }
+    }
+    printf("{\"ok\":true,\"uid\":%llu,\"from\":\"%s\",\"from_id\":%u,\"len\":%llu,\"coded\":%s,"
+           "\"acked\":%s}\n", (unsigned long long)mail.uid, mail.from.hash, (unsigned)mail.from.id,
+           (unsigned long long)mail.bytes, mail.flags & OPCOMMS_MESSAGE_TEXT ? "false" : "true",
+           taken ? "true" : "false");
+    return 0;
+}
+
+static int broker_post(char **argv, opcomms_client *client) {
+    opcomms_identifier to;
+    opcomms_error err;
+    char text[80];
+    size_t len = 0;
+    opcomms_err rc;
+    unsigned char *data = content(argv, &len);
+    if (data == NULL) return 1;
+    snprintf(text, sizeof text, "%s:%s", option(argv, "--to", ""), option(argv, "--to-id", "0"));
+    rc = opcomms_identifier_parse(text, &to);
+    if (rc == OPCOMMS_OK) {
+        rc = opcomms_client_send(client, (uint8_t)number(argv, "--from-id", 0), &to, data, len,
+                                 has(argv, "--text") ? OPCOMMS_MESSAGE_TEXT : 0, 0, &err);
+    }
+    free(data);
+    return report(rc == OPCOMMS_OK, "", rc, &err);
+}
+
+static int broker(char **argv) {
+    opcomms_peer *peer = NULL;
+    opcomms_client *client = NULL;
+    opcomms_error err;
+    int status = 2;
+    opcomms_err rc = open_peer(argv, 0, &peer, &err);
+    if (rc != OPCOMMS_OK) return report(0, "", rc, &err);
+    rc = opcomms_client_open(peer, option(argv, "--server", ""), option(argv, "--addr", ""),
+                             &client, &err);
+    if (rc != OPCOMMS_OK) {
+        status = report(0, "", rc, &err);
+    } else if (strcmp(argv[0], "post") == 0) {
+        status = broker_post(argv, client);
+    } else if (strcmp(argv[0], "ping") == 0) {
+        rc = opcomms_client_ping(client, 0, &err);
+        status = report(rc == OPCOMMS_OK, rc == OPCOMMS_OK ? "\"pong\":true," : "", rc, &err);
+    } else if (strcmp(argv[0], "ack") == 0) {
+        rc = opcomms_client_ack(client, (uint8_t)number(argv, "--id", 0),
+                                number(argv, "--uid", 0), 0, &err);
+        status = rc == OPCOMMS_E_NOT_FOUND
+                     ? report(1, "\"acked\":false,", OPCOMMS_OK, &err)
+                     : report(rc == OPCOMMS_OK, "\"acked\":true,", rc, &err);
+    } else {
+        status = broker_get(argv, client);
+    }
+    opcomms_client_close(client);
+    opcomms_free(peer);
+    return status;
+}
+
 /* The base64 text of one PEM block: without first and last line, without line ends. */
 static void print_body(const char *pem, size_t len) {
     size_t i;
@@ -338,6 +417,11 @@ int main(int argc, char **argv) {
     if (strcmp(command, "serve") == 0) return serve(argv + 1);
     if (strcmp(command, "send") == 0) return send_messages(argv + 1);
     if (strcmp(command, "hash") == 0) return hash(argv + 1);
-    fprintf(stderr, "driver hash|serve|send\n");
+    if (strcmp(command, "get") == 0 || strcmp(command, "ack") == 0 ||
+        strcmp(command, "recv") == 0 || strcmp(command, "ping") == 0 ||
+        strcmp(command, "post") == 0) {
+        return broker(argv + 1);
+    }
+    fprintf(stderr, "driver hash|serve|send|post|get|ack|recv|ping\n");
     return 2;
 }

@@ -28,15 +28,18 @@ interop-peer COMMAND --key FILE [--ca KEYFILE] [--allow FILE|allow_all] [--gener
   hash                       the key's hash and the certificates made from it
   serve --addr IP:PORT       first line: I am HASH@ADDR
      --routes FILE|allow_all (default: nothing passes)  --frame-kb N  --ack-any
-     --consume               takes its own mail and prints it; --dir D: contents to files D/0, D/1...
-     --mischief HOW          late=MS twice reordered stray wrong-kind garbage extra server-error
-                             unknown-error oversized silent
+     --consume               takes its own mail and prints it; --dir D: contents to files D/0...
+     --mischief HOW          late=MS twice reordered stray wrong-kind garbage extra
+                             server-error unknown-error oversized silent
      --die-before N, --die-after N   ends before, after storing the n-th message, unanswered
      --refuse mutex|parse|too-large|rate     --bucket CAPACITY,REFILL     --depth N
-  send --addr A --to HASH    content: --data TEXT, --file FILE or --stdin; --text: not as a byte array
-     --from-id N --to-id N --count N (numbers the messages) --keep (one connection, a ping before each
-     further call) --pause (connects, waits for a line) --retry MS (again until it is stored)
-  get | ack --uid N | ping | recv [--count N] [--wait MS] [--keep]     --addr A [--id N]
+  send --addr A --to HASH    content: --data TEXT, --file FILE or --stdin
+     --text                  as it is, not as a byte array
+     --from-id N --to-id N --count N (numbers the messages) --retry MS (until it is stored)
+     --keep                  one connection, a ping before each further call
+     --pause                 connects, then waits for a line
+  get | ack --uid N | ping | recv [--count N] [--wait MS] [--keep]
+     --addr A [--id N] [--out FILE]
   replay --addr A --dir D    captured streams of a server, in their order, with its verdicts
      --denied                only those of a server whose routing table is empty
   bench --addr A --to HASH --count N [--keep] [--ping] [--size N]
@@ -118,6 +121,14 @@ pub fn print(value: &Value) {
 
 fn content_of(message: &Message) -> Vec<u8> {
     decode(&message.msg).unwrap_or_else(|| message.msg.clone().into_bytes())
+}
+
+/// A message for people and scripts; --out F keeps its content.
+fn keep(args: &Args, message: &Message) -> Result<(), Error> {
+    match args.get("out") {
+        Some(file) => Ok(std::fs::write(file, content_of(message))?),
+        None => Ok(()),
+    }
 }
 
 fn describe(message: &Message) -> Value {
@@ -297,6 +308,7 @@ async fn recv(args: &Args) -> Result<Value, Error> {
             Some(message) => {
                 client.ping().await?;
                 let acked = client.ack(id, message.uid).await?;
+                keep(args, &message)?;
                 let mut line = describe(&message);
                 line["acked"] = json!(acked);
                 print(&line);
@@ -318,7 +330,10 @@ async fn call(command: &str, args: &Args) -> Result<Value, Error> {
     let mut value = match command {
         "get" => match client.get(id).await? {
             None => json!({"message": null}),
-            Some(message) => json!({"message": describe(&message)}),
+            Some(message) => {
+                keep(args, &message)?;
+                describe(&message)
+            }
         },
         "ack" => json!({"acked": client.ack(id, args.number("uid", 0)?).await?}),
         _ => json!({"pong": client.ping().await?}),

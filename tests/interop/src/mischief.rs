@@ -108,14 +108,16 @@ async fn answers(
             }
             Mischief::Server => {
                 let text = format!(
-                    "{{\"request_id\":{id},\"message\":{{\"Err\":{{\"kind\":13,\"detail\":\"too busy\"}}}}}}"
+                    "{{\"request_id\":{id},\"message\":{{\"Err\":\
+                     {{\"kind\":13,\"detail\":\"too busy\"}}}}}}"
                 );
                 put(to, text.as_bytes()).await?;
             }
             Mischief::Unknown => {
                 let call = if is_ping { "Ping" } else { "Send" };
                 let text = format!(
-                    "{{\"request_id\":{id},\"message\":{{\"Ok\":{{\"{call}\":{{\"Err\":{{\"Weather\":\"bad\"}}}}}}}}}}"
+                    "{{\"request_id\":{id},\"message\":{{\"Ok\":{{\"{call}\":\
+                     {{\"Err\":{{\"Weather\":\"bad\"}}}}}}}}}}"
                 );
                 put(to, text.as_bytes()).await?;
             }
