@@ -3966,6 +3966,9 @@ OPC__FN const char *opc__yaml_next_line(opc__yaml *y) {
     for (;;) {
         const char *p;
         while (opc__yaml_at(y, ' ')) y->p++;
+        if (opc__yaml_at(y, '#')) { /* a line of its own, however deep */
+            while (!opc__yaml_eol(y)) y->p++;
+        }
         p = y->p;
         if (opc__yaml_at(y, '\t')) {
             opc__yaml_spaces(y);

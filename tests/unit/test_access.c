@@ -99,6 +99,32 @@ TEST(yaml_files_get_the_verdicts_of_the_reference) {
     CHECK(seen > 95);
 }
 
+/* YAML 1.2.2 6.6: a comment on a line of its own, whatever the indentation. */
+TEST(comments_may_be_indented) {
+    static const char *const allow[] = {"  # first\na: ~\n   # between\nb: 1.2.3.4\n  # last",
+                                        "--- # document\na: ~\nb:\n # before the value\n 1.2.3.4\n",
+                                        "a: ~ # end\r\n  # between\r\n\r\nb: 1.2.3.4 # end\r\n"};
+    static const char routes[] = "\"a:1\":\n  # the list\n  - \"b:1\"\n    # more\n  - \"b:2\"\n";
+    opcomms_allow_list *l = NULL;
+    opcomms_routing_table *t = NULL;
+    opcomms_error err;
+    size_t i;
+    CHECK_EQ(opcomms_allow_list_new(NULL, &l), OPCOMMS_OK);
+    CHECK_EQ(opcomms_routing_table_new(NULL, &t), OPCOMMS_OK);
+    for (i = 0; i < sizeof allow / sizeof allow[0]; i++) {
+        CHECK_EQ(opcomms_allow_list_clear(l), OPCOMMS_OK);
+        CHECK_EQ(opcomms_allow_list_load_text(l, allow[i], strlen(allow[i]), &err), OPCOMMS_OK);
+        CHECK_EQ(opcomms_allow_list_count(l), 2);
+        CHECK(!opcomms_allow_list_is_allowed(l, "b", "1.2.3.5"));
+    }
+    CHECK_EQ(opcomms_routing_table_load_text(t, routes, strlen(routes), &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_routing_table_count(t), 2);
+    CHECK_EQ(opcomms_allow_list_load_text(l, "a: ~\nb: #c\nx#c: 1.2.3.4\n", 24, &err), OPCOMMS_OK);
+    CHECK(opcomms_allow_list_is_allowed(l, "x#c", "1.2.3.4")); /* no space before it: no comment */
+    opcomms_allow_list_release(l);
+    opcomms_routing_table_release(t);
+}
+
 TEST(identifiers_follow_both_grammars) {
     static const struct {
         const char *text;
@@ -266,6 +292,7 @@ TEST(identities_with_any_character_survive_saving) {
 
 int main(void) {
     RUN(yaml_files_get_the_verdicts_of_the_reference);
+    RUN(comments_may_be_indented);
     RUN(identifiers_follow_both_grammars);
     RUN(a_list_saved_and_loaded_is_the_same);
     RUN(an_address_that_ends_in_colons_survives_saving);
