@@ -8637,7 +8637,13 @@ OPC__FN opcomms_err opc__look_salvage(opc__look *k, const char *out, opcomms_err
         os = 0;
         rc = opc__look_free(plat, dir, n.out);
         if (rc == OPCOMMS_OK) rc = plat->file_rename(plat->user, dir, n.part, n.out, &os);
-        if (rc == OPCOMMS_OK) rc = plat->dir_sync(plat->user, dir, &os);
+        if (rc == OPCOMMS_OK) {
+            rc = plat->dir_sync(plat->user, dir, &os);
+            if (rc != OPCOMMS_OK) {
+                int ignored = 0;
+                (void)plat->file_remove(plat->user, dir, n.out, &ignored); /* the first error */
+            }
+        }
         if (rc != OPCOMMS_OK) (void)opc__err_set(err, rc, os, out);
     }
     if (rc != OPCOMMS_OK) (void)plat->file_remove(plat->user, dir, n.part, &os);

@@ -1,4 +1,4 @@
-/* Moving a mailbox between servers, and reading lists entry by entry. */
+/* Moving a mailbox between servers, lists entry by entry, and a log without its peer. */
 #include "party.h"
 
 static opcomms_mail letter(const char *from, int16_t id, const char *data) {
@@ -105,10 +105,95 @@ TEST(lists_are_read_entry_by_entry) {
     end(&b);
 }
 
+static int told, texts, others;
+static int tell(void *user, const opcomms_log_entry *e) {
+    char text[8] = "";
+    size_t got = 0;
+    told++;
+    CHECK_EQ(opcomms_log_entry_read(e, 0, text, sizeof text, &got), OPCOMMS_OK);
+    CHECK(got == e->bytes && got == 3 && memcmp(text, "one", 3) == 0);
+    CHECK_EQ(opcomms_log_entry_read(e, 3, text, sizeof text, &got), OPCOMMS_OK);
+    CHECK_EQ(got, 0);
+    CHECK(e->to_len == 64 && memcmp(e->to, a.hash, 64) == 0);
+    CHECK_EQ(e->to_id, 5);
+    CHECK_STR(e->from.hash, b.hash);
+    CHECK_EQ(e->from.id, told);
+    texts += e->flags == OPCOMMS_MESSAGE_TEXT;
+    others += e->state != (told == 1 ? OPCOMMS_ENTRY_ACKNOWLEDGED : OPCOMMS_ENTRY_UNREAD);
+    return user != NULL;
+}
+
+TEST(a_log_is_looked_at_while_its_peer_runs_and_repaired_when_not) {
+    opcomms_log_report r;
+    opcomms_error err;
+    opcomms_mail m, got;
+    char text[8], out[128], cut[1];
+    int i;
+    FILE *file;
+    both(OPCOMMS_KEY_P256);
+    for (i = 1; i <= 3; i++) {
+        m = letter(b.hash, (int16_t)i, "one");
+        if (i == 3) m.flags = OPCOMMS_MESSAGE_TEXT;
+        CHECK_EQ(opcomms_local_import(a.peer, 5, &m, "one", &err), OPCOMMS_OK);
+    }
+    CHECK_EQ(opcomms_local_recv(a.peer, 5, &got, text, 8, &err), OPCOMMS_OK);
+    r.size = sizeof r;
+    CHECK_EQ(opcomms_log_verify(a.log, &r, &err), OPCOMMS_OK);
+    CHECK(r.flags == OPCOMMS_REPORT_IN_USE && r.unread == 2 && r.messages == 3);
+    CHECK_STR(r.hash, a.hash);
+    snprintf(out, sizeof out, "%s/repaired.log", dir);
+    CHECK_EQ(opcomms_log_repair(a.log, out, &r, &err), OPCOMMS_E_IN_USE);
+    CHECK(access(out, F_OK) != 0);
+    opcomms_free(a.peer);
+    a.peer = NULL;
+    r.unread = 99;
+    r.size = offsetof(opcomms_log_report, unread); /* a caller of an older version */
+    CHECK_EQ(opcomms_log_verify(a.log, &r, &err), OPCOMMS_OK);
+    CHECK(r.flags == OPCOMMS_REPORT_CLOSED && r.unread == 99 && r.messages == 3);
+    CHECK_EQ(opcomms_log_verify(a.log, NULL, NULL), OPCOMMS_OK);
+    CHECK_EQ(opcomms_log_dump(a.log, tell, NULL, &err), OPCOMMS_OK);
+    CHECK(told == 3 && texts == 1 && others == 0);
+    told = 0;
+    CHECK_EQ(opcomms_log_dump(a.log, tell, &err, &err), OPCOMMS_OK);
+    CHECK_EQ(told, 1);
+    file = fopen(a.log, "r+b");
+    CHECK(file != NULL);
+    if (file == NULL) return;
+    CHECK(fseek(file, 4096 + 20, SEEK_SET) == 0 && fread(cut, 1, 1, file) == 1);
+    cut[0] ^= 1;
+    CHECK(fseek(file, 4096 + 20, SEEK_SET) == 0 && fwrite(cut, 1, 1, file) == 1);
+    fclose(file);
+    r.size = sizeof r;
+    CHECK_EQ(opcomms_log_verify(a.log, &r, &err), OPCOMMS_E_LOG_DAMAGED);
+    CHECK(err.position == 4096 && r.bad_at == 4096 && r.bad_parts == 1 && r.unread == 2);
+    told = 0;
+    CHECK_EQ(opcomms_log_dump(a.log, tell, NULL, &err), OPCOMMS_E_LOG_DAMAGED);
+    CHECK_EQ(told, 3);
+    CHECK_EQ(opcomms_log_repair(a.log, out, &r, &err), OPCOMMS_OK);
+    CHECK_EQ(r.unread, 2);
+    CHECK_EQ(opcomms_log_repair(a.log, out, &r, &err), OPCOMMS_E_IN_USE);
+    CHECK_EQ(opcomms_log_repair(a.log, a.log, &r, &err), OPCOMMS_E_IN_USE);
+    CHECK_EQ(opcomms_log_verify(out, &r, &err), OPCOMMS_OK);
+    CHECK(r.unread == 2 && r.messages == 2);
+    CHECK(rename(out, a.log) == 0);
+    CHECK_EQ(start(&a, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_local_recv(a.peer, 5, &got, text, 8, &err), OPCOMMS_OK);
+    CHECK(got.uid == 2 && got.from.id == 2 && memcmp(text, "one", 3) == 0);
+    CHECK_EQ(opcomms_log_verify("", &r, &err), OPCOMMS_E_INVAL);
+    CHECK_EQ(opcomms_log_verify(NULL, &r, &err), OPCOMMS_E_INVAL);
+    r.size = 0;
+    CHECK_EQ(opcomms_log_verify(a.log, &r, &err), OPCOMMS_E_INVAL);
+    CHECK_EQ(opcomms_log_dump(a.log, NULL, NULL, &err), OPCOMMS_E_INVAL);
+    CHECK_EQ(opcomms_log_repair(a.log, NULL, NULL, &err), OPCOMMS_E_INVAL);
+    end(&a);
+    end(&b);
+}
+
 int main(void) {
     if (!party_begin()) return 1;
     RUN(what_is_imported_keeps_its_sender_and_needs_no_route);
     RUN(an_import_that_makes_no_sense_is_refused);
     RUN(lists_are_read_entry_by_entry);
+    RUN(a_log_is_looked_at_while_its_peer_runs_and_repaired_when_not);
     return party_end();
 }
