@@ -1,4 +1,4 @@
-/* A log read without its peer: its verdict is that of opening, and a salvage loses nothing valid. */
+/* A log read without its peer: the verdict is that of opening, a salvage loses nothing valid. */
 #define OPCOMMS_IMPLEMENTATION
 #include "opcomms.h"
 #include "test.h"
