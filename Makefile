@@ -9,7 +9,9 @@ TEST_NEEDS := $(LIBRARY_NEEDS) g++:g++ clang:clang musl-tools:musl-gcc openssl:o
 
 all: $(BUILD)/libopcomms.a examples ## static library and examples
 
-examples: $(BUILD)/hello $(BUILD)/chat $(BUILD)/event_loop
+EXAMPLES := $(patsubst examples/%.c,$(BUILD)/%,$(wildcard examples/*.c))
+
+examples: $(EXAMPLES) ## the examples and the tool, in build/
 
 $(BUILD)/%: examples/%.c opcomms.h | deps
 	@mkdir -p $(BUILD)
@@ -41,6 +43,9 @@ check-tsan: test-deps ## the test programs under the thread sanitizer
 fuzz: test-deps ## every fuzz target for T seconds (default 30)
 	@sh tests/fuzz/fuzz.sh $(T)
 
+interop: test-deps ## the matrix against an independent Rust peer, both directions
+	@sh tests/interop/interop.sh
+
 bench: test-deps ## speed, memory and size, each next to its raw limit
 	@sh tests/bench/run.sh
 
@@ -50,4 +55,4 @@ help: ## this list
 clean: ## removes what was built
 	rm -rf $(BUILD)
 
-.PHONY: all examples deps test-deps demo test check-asan check-tsan fuzz bench help clean
+.PHONY: all examples deps test-deps demo test check-asan check-tsan fuzz interop bench help clean
