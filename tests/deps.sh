@@ -17,5 +17,5 @@ if ! command -v apt-get >/dev/null 2>&1; then
 fi
 echo "installing:$want"
 $sudo apt-get update -qq >/dev/null &&
-    DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq $want >/dev/null ||
+    DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends $want >/dev/null ||
     { echo "could not install:$want" >&2; exit 1; }

@@ -11,9 +11,9 @@ targets=${*:-$all}
 mkdir -p "$out"
 cc=${FUZZ_CC:-clang}
 flags="-g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -I."
-if ! command -v "$cc" >/dev/null 2>&1 ||
-    ! $cc $flags tests/fuzz/fuzz_frame.c -lbearssl -lpthread -o "$out/probe" >"$out/probe.log" 2>&1; then
-    echo "fuzzing needs clang with -fsanitize=fuzzer"
+probe() { $cc $flags tests/fuzz/fuzz_frame.c -lbearssl -lpthread -o "$out/probe" >"$out/probe.log" 2>&1; }
+if ! probe && { ! sh tests/deps.sh clang:clang libclang-rt-dev:/no/file/tells || ! probe; }; then
+    echo "fuzzing needs clang with -fsanitize=fuzzer (Debian: clang, libclang-rt-dev)"
     exit 1
 fi
 
