@@ -6069,9 +6069,10 @@ typedef struct opc__session {
     uint8_t hash[32];
     opcomms_address address;
     uint64_t until_us; /* 0: none */
+    uint64_t list;     /* client: generation of the allow list when it was made */
 } opc__session;
 
-/* The sessions of a server, one for each key and address; the oldest gives way. */
+/* Sessions, one for each key and address; the oldest gives way. */
 typedef struct opc__sessions {
     opc__session *s;
     uint32_t count;
@@ -6362,22 +6363,32 @@ OPC__FN int opc__session_same_ip(const opcomms_address *a, const opcomms_address
     return a->family == b->family && memcmp(a->ip, b->ip, sizeof a->ip) == 0;
 }
 
+/* Where a session with this key and address lies, or else where it may be put. `ports`: the ports
+   have to be the same, too. */
+OPC__FN opc__session *opc__sessions_place(opc__sessions *all, const uint8_t hash[32],
+                                          const opcomms_address *address, int ports) {
+    opc__session *oldest = &all->s[0];
+    uint32_t i;
+    OPCOMMS_ASSERT(all->count > 0);
+    for (i = 0; i < all->count; i++) {
+        opc__session *s = &all->s[i];
+        if (s->until_us != 0 && opc__session_same_ip(&s->address, address) &&
+            (!ports || s->address.port == address->port) && memcmp(s->hash, hash, 32) == 0) {
+            return s;
+        }
+        if (s->until_us < oldest->until_us) oldest = s;
+    }
+    return oldest;
+}
+
 /* Called by the engine after the client's Finished: possession is proved. */
 OPC__FN void opc__tls_cache_save(const br_ssl_session_cache_class **ctx, br_ssl_server_context *sc,
                                  const br_ssl_session_parameters *params) {
     opc__tls *t = ((opc__tls_cache *)(void *)ctx)->owner;
-    opc__session *all = t->sessions->s, *slot = &all[0];
-    uint32_t i;
+    opc__session *slot;
     (void)sc;
     if (!t->have_peer || params->session_id_len != sizeof params->session_id) return;
-    for (i = 0; i < t->sessions->count; i++) {
-        if (all[i].until_us < slot->until_us) slot = &all[i];
-        if (all[i].until_us != 0 && opc__session_same_ip(&all[i].address, &t->address) &&
-            memcmp(all[i].hash, t->peer, 32) == 0) {
-            slot = &all[i];
-            break;
-        }
-    }
+    slot = opc__sessions_place(t->sessions, t->peer, &t->address, 0);
     slot->p = *params;
     memcpy(slot->hash, t->peer, 32);
     slot->address = t->address;
@@ -10744,8 +10755,7 @@ typedef struct opc__link {
     int reused; /* this connection has answered before */
     int checking; /* `check`, a Ping of our own, is under way; the others wait for its answer */
     opc__call check;
-    opc__session session;
-    uint64_t session_list; /* the allow list's generation when it was made */
+    opc__session session; /* for the next connection */
     int doubt;  /* a call gave up, and nothing was heard since */
     uint64_t quiet_us; /* when it connected or was heard last */
     uint64_t heard_us; /* when it connected, was heard last, or was asked while not in doubt */
@@ -10802,7 +10812,8 @@ struct opcomms_peer {
     uint64_t accept_again_us; /* after a failed accept, not before this time */
     opc__limit limit;
     opc__rates rates;
-    opc__sessions sessions;
+    opc__sessions sessions; /* with our clients */
+    opc__sessions kept;     /* with servers to which no connection is open */
     uint64_t spans; /* the last span number: they tell requests apart, nothing depends on them */
     int more;   /* work is left although no socket says so */
     int signs;  /* handshake signatures made in this step */
@@ -11564,7 +11575,7 @@ OPC__FN opcomms_err opc__link_connect(opc__link *l, int *os_code) {
     opc__tls_client(&l->conn.tls, &p->tls, l->hash, opc__link_may, l, entropy,
                     p->plat->wall_s(p->plat->user));
     opc__mem_wipe(entropy, sizeof entropy);
-    if (l->session.until_us != 0 && l->session_list == opc__allow_generation(p->allow)) {
+    if (l->session.until_us != 0 && l->session.list == opc__allow_generation(p->allow)) {
         opc__tls_client_resumes(&l->conn.tls, &l->session, opc__node_now(p));
     }
     opc__session_wipe(&l->session); /* offered once: a handshake that fails is not tried again so */
@@ -11576,8 +11587,9 @@ OPC__FN void opc__link_keep_session(opc__link *l) {
     opcomms_peer *p = l->peer;
     if ((p->cfg.flags & OPCOMMS_NO_RESUMPTION) || l->session.until_us != 0) return;
     if (!opc__tls_ready(&l->conn.tls)) return;
-    l->session_list = opc__allow_generation(p->allow);
     opc__tls_client_session(&l->conn.tls, &l->session, opc__node_now(p));
+    l->session.list = opc__allow_generation(p->allow);
+    l->session.address = l->address;
 }
 
 /* Wakes whose call is done, and one more to take over when nobody does the socket work: waking all
@@ -11819,6 +11831,9 @@ OPC__FN void opc__link_free(opcomms_peer *p, uint32_t i) {
     OPCOMMS_ASSERT(l->refs == 0);
     opc__mutex_lock(&l->lock);
     opc__link_end(l);
+    if (l->session.until_us != 0 && p->kept.count > 0) {
+        *opc__sessions_place(&p->kept, l->hash, &l->address, 1) = l->session;
+    }
     opc__mutex_unlock(&l->lock);
     opc__mutex_destroy(&l->lock);
     opc__mem_free_wiped(&p->mem, l, sizeof *l);
@@ -11859,6 +11874,14 @@ OPC__FN opcomms_err opc__link_get(opcomms_peer *p, const uint8_t hash[32],
     l->peer = p;
     l->sock = OPCOMMS_NO_HANDLE;
     l->refs = 1;
+    if (p->kept.count > 0) {
+        opc__session *old = opc__sessions_place(&p->kept, hash, address, 1);
+        if (old->until_us != 0 && memcmp(old->hash, hash, 32) == 0 &&
+            opc__session_same_ip(&old->address, address) && old->address.port == address->port) {
+            l->session = *old;
+            opc__session_wipe(old);
+        }
+    }
     p->links[p->links_count++] = l;
     opc__node_wake(p); /* whoever sleeps learns that there will be an idle connection to end */
     *out = l;
@@ -11874,6 +11897,7 @@ OPC__FN void opc__node_revoke(opcomms_peer *p) {
     if (now == p->allow_seen) return;
     p->allow_seen = now;
     opc__sessions_wipe(&p->sessions);
+    opc__sessions_wipe(&p->kept);
     for (i = 0; i < p->slots_count; i++) {
         opc__slot *s = p->slots[i];
         if (s->admitted && s->conn.state != OPC__CONN_DEAD &&
@@ -13108,10 +13132,13 @@ OPC__FN opcomms_err opc__pub_tables(opcomms_peer *p, opcomms_error *err) {
     if (p->slots == NULL || p->links == NULL || p->fds == NULL || p->fds_slot == NULL) {
         return opc__err_set(err, OPCOMMS_E_NOMEM, 0, NULL);
     }
-    if (!(p->cfg.flags & (OPCOMMS_NO_RESUMPTION | OPCOMMS_NO_LISTEN))) {
+    if (!(p->cfg.flags & OPCOMMS_NO_RESUMPTION)) {
         p->sessions.s = (opc__session *)opc__mem_array(&p->mem, n, sizeof *p->sessions.s);
         if (p->sessions.s == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, NULL);
         p->sessions.count = n;
+        p->kept.s = (opc__session *)opc__mem_array(&p->mem, n, sizeof *p->kept.s);
+        if (p->kept.s == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, NULL);
+        p->kept.count = n;
     }
     rc = p->plat->wake_open(p->plat->user, p->wake, &os);
     if (rc != OPCOMMS_OK) return opc__err_set(err, rc, os, "wake handle");
@@ -13147,6 +13174,7 @@ OPC__FN void opc__pub_destroy(opcomms_peer *p) {
     opc__mem_free(&p->mem, p->fds, ((size_t)n + 2u) * sizeof *p->fds);
     opc__mem_free(&p->mem, p->fds_slot, ((size_t)n + 2u) * sizeof *p->fds_slot);
     opc__mem_free_wiped(&p->mem, p->sessions.s, p->sessions.count * sizeof *p->sessions.s);
+    opc__mem_free_wiped(&p->mem, p->kept.s, p->kept.count * sizeof *p->kept.s);
     opc__key_wipe(&p->key);
     opcomms_allow_list_release(p->allow);
     opcomms_routing_table_release(p->routes);
