@@ -20,8 +20,8 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
      L1  posix plat thread              operating system
      L2  frame json bytes render fetch shape tarpc yaml der   codecs
      L2  key cert seal tls store ram log look                 keys, TLS, storage
-     L3  id allow route limit conn mailbox node run             the peer
-     L4  pub-access pub-key pub-log pub     public functions
+     L3  id allow route settings limit conn mailbox node run  the peer
+     L4  pub-access pub-key pub-log pub-settings pub          public functions
 
 1  USE
     One C or C++ file of the program holds the implementation, and includes this header before any
@@ -109,6 +109,31 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
     routing table  YAML mapping  "hash:id": ["hash:id", "hash:~"]     or the word allow_all
     log            see 8; grows by as much again as it has, 64 KiB to 4 MiB at a time, of zeros;
                    beside it <log>.lock, held while a peer is open
+    settings       YAML mapping, read by opcomms_settings_load; examples/operator.yaml has each key
+        A key is a field of opcomms_config. None has to be there, none may be there twice:
+            address                           "ip:port"; with IPv6 in quotes: "[::1]:9001"
+            key_file ca_key_file log_path     paths; relative ones begin at the file's directory
+            allow routes                      path of a list, or the list itself, or allow_all
+            durability                        always, interval or never
+            protocol                          v0.5.0 or newer
+            memory_store no_listen no_resumption     true or false: bits of cfg.flags
+            sync_interval_ms handshake_timeout_ms idle_timeout_ms send_timeout_ms     milliseconds
+            frame_bytes_max log_bytes_max memory_bytes_max                            bytes
+            connections_max connections_per_address handshakes_max handshakes_per_second
+            messages_max queue_depth_max mailboxes_max rate_per_second rate_cost      numbers
+            rate_capacity                     number, or unlimited
+        The groups of the reference's settings are understood as well, for the same fields:
+            rate_limiter_config   rate_limit_capacity, rate_limit_refill_rate, tokens_per_message:
+                                  rate_capacity, rate_per_second, rate_cost
+            msg_size_config       max_frame_size_kb: frame_bytes_max in units of 1 024
+            queue_config          max_queue_depth: queue_depth_max
+            broker_node_config    max_msgs_per_tick_utilization, max_send_attempts,
+                                  retry_min_delay_msecs, retry_max_delay_msecs: checked, and not
+                                  used by this version, which has no queue of outgoing messages
+        Numbers are decimal, without quotes, within the ranges of opcomms_new; 0 is allowed where
+        it is a value (mailboxes_max), and refused where cfg means the default by it. What the
+        program decides (NO_BACKGROUND, allocator, platform, callbacks) has no key. Everything is
+        read before anything takes effect, and what is wrong is named with its line.
 
 7  WIRE PROTOCOL
     TCP, TLS 1.2 with certificates on both sides, then frames: length (32 bits, big-endian, 1 to
@@ -662,6 +687,32 @@ OPCOMMS_API const char *opcomms_err_text(opcomms_err code);
 
 /* 0 none, 1 non-fatal (one message or peer), 2 fatal (this handle cannot go on), 3 programming. */
 OPCOMMS_API int opcomms_err_severity(opcomms_err code);
+
+/* What a settings file says: see chapter 6 of the manual. */
+typedef struct opcomms_settings opcomms_settings;
+
+/* Reads a settings file and the lists it names, all of it before anything is handed out. Relative
+   paths in it are relative to its directory. alloc NULL: malloc and free. On failure *out is
+   untouched and err (may be NULL) says why: OPCOMMS_E_SYNTAX with the line in err->line for what
+   is not YAML, an unknown or repeated key, a bad value; when a list cannot be loaded err->line is
+   the line that names it, and the text tells the line in the list; OPCOMMS_E_NOT_FOUND, _IO,
+   _LIMIT, _NOMEM, _INVAL, _UNSUPPORTED (no built-in platform). The caller frees *out by
+   opcomms_settings_free. Any thread. */
+OPCOMMS_API opcomms_err opcomms_settings_load(const opcomms_allocator *alloc, const char *path,
+                                              opcomms_settings **out, opcomms_error *err);
+/* The same for text in memory. Relative paths are relative to dir; NULL: as they stand. */
+OPCOMMS_API opcomms_err opcomms_settings_load_text(const opcomms_allocator *alloc,
+                                                   const char *text, size_t len, const char *dir,
+                                                   opcomms_settings **out, opcomms_error *err);
+/* Sets those fields of *cfg that the file names and leaves the others: a program's own defaults go
+   in before, what the command line overrides goes in behind. Strings and lists belong to the
+   settings, which may be freed when opcomms_new has returned, unless the program still wants cfg.
+   OPCOMMS_E_INVAL: an argument is NULL, or cfg->size has no room for a field that the file
+   names; then *cfg is as it was. Any thread. */
+OPCOMMS_API opcomms_err opcomms_settings_config(const opcomms_settings *settings,
+                                                opcomms_config *cfg);
+/* NULL is allowed. */
+OPCOMMS_API void opcomms_settings_free(opcomms_settings *settings);
 
 /* Opens a peer: reads the key, makes the certificate, opens and recovers the log, binds and
    listens (connections are accepted from now on), starts the background thread unless told not to.
@@ -9498,6 +9549,537 @@ OPC__FN int opc__route_can(opcomms_routing_table *table, const uint8_t *from, si
     return ok;
 }
 
+/* >>settings ==== L3 ==== settings from a YAML file, by one table of keys */
+
+enum {
+    OPC__SETTINGS_ADDRESS = 0,
+    OPC__SETTINGS_PATH,
+    OPC__SETTINGS_ALLOW, /* a path, the word allow_all, or the rules themselves; so are routes */
+    OPC__SETTINGS_ROUTES,
+    OPC__SETTINGS_DURABILITY,
+    OPC__SETTINGS_PROTOCOL,
+    OPC__SETTINGS_FLAG, /* true sets the bit `max` of flags */
+    OPC__SETTINGS_U32,
+    OPC__SETTINGS_U64,
+    OPC__SETTINGS_RATE, /* U32, or the word unlimited */
+    OPC__SETTINGS_KB,   /* U32 in bytes, written in units of 1 024 */
+    OPC__SETTINGS_PART  /* from 0 to 1 with decimals; checked only */
+};
+
+#define OPC__SETTINGS_KEYS 37u
+#define OPC__SETTINGS_GROUPS 4u
+#define OPC__SETTINGS_TEXTS 6u /* the address, three paths, two lists */
+
+struct opcomms_settings {
+    opcomms_config cfg;
+    uint32_t unused[4]; /* what the reference has and this version has no use for */
+    opc__mem mem;
+    uint32_t line[OPC__SETTINGS_KEYS]; /* where the key stands; 0: nowhere */
+    char text[OPC__SETTINGS_TEXTS * OPC__PATH_MAX];
+    size_t text_len;
+};
+OPC__STATIC_ASSERT(settings_begin, offsetof(struct opcomms_settings, cfg) == 0);
+
+typedef struct opc__settings_key {
+    const char *name;
+    uint8_t group; /* 0: none; else its place in opc__settings_groups, plus 1 */
+    uint8_t kind;
+    uint16_t at; /* offset in opcomms_settings, hence in opcomms_config */
+    uint64_t min;
+    uint64_t max;
+} opc__settings_key;
+
+#define OPC__SETTINGS_AT(field) (uint16_t) offsetof(opcomms_config, field)
+#define OPC__SETTINGS_NO_USE(i) (uint16_t)(offsetof(struct opcomms_settings, unused) + 4u * (i))
+
+static const char *const opc__settings_groups[OPC__SETTINGS_GROUPS] = {
+    "rate_limiter_config", "broker_node_config", "msg_size_config", "queue_config"};
+
+/* The ranges are those of opcomms_new. Its 0, which stands for the default, is refused: in a file
+   it would be read as "none", and leaving the key out says what is meant. */
+static const opc__settings_key opc__settings_keys[OPC__SETTINGS_KEYS] = {
+    {"address", 0, OPC__SETTINGS_ADDRESS, OPC__SETTINGS_AT(address), 0, 0},
+    {"key_file", 0, OPC__SETTINGS_PATH, OPC__SETTINGS_AT(key_file), 0, 0},
+    {"ca_key_file", 0, OPC__SETTINGS_PATH, OPC__SETTINGS_AT(ca_key_file), 0, 0},
+    {"allow", 0, OPC__SETTINGS_ALLOW, OPC__SETTINGS_AT(allow), 0, 0},
+    {"routes", 0, OPC__SETTINGS_ROUTES, OPC__SETTINGS_AT(routes), 0, 0},
+    {"log_path", 0, OPC__SETTINGS_PATH, OPC__SETTINGS_AT(log_path), 0, 0},
+    {"durability", 0, OPC__SETTINGS_DURABILITY, OPC__SETTINGS_AT(durability), 0, 0},
+    {"protocol", 0, OPC__SETTINGS_PROTOCOL, OPC__SETTINGS_AT(protocol), 0, 0},
+    {"memory_store", 0, OPC__SETTINGS_FLAG, OPC__SETTINGS_AT(flags), 0, OPCOMMS_MEMORY_STORE},
+    {"no_listen", 0, OPC__SETTINGS_FLAG, OPC__SETTINGS_AT(flags), 0, OPCOMMS_NO_LISTEN},
+    {"no_resumption", 0, OPC__SETTINGS_FLAG, OPC__SETTINGS_AT(flags), 0, OPCOMMS_NO_RESUMPTION},
+#define OPC__SETTINGS_N(field, min, max) \
+    { #field, 0, OPC__SETTINGS_U32, OPC__SETTINGS_AT(field), min, max }
+    OPC__SETTINGS_N(sync_interval_ms, 1, 3600000),
+    OPC__SETTINGS_N(connections_max, 1, 1024),
+    OPC__SETTINGS_N(connections_per_address, 1, UINT32_MAX),
+    OPC__SETTINGS_N(handshakes_max, 1, UINT32_MAX),
+    OPC__SETTINGS_N(handshakes_per_second, 1, UINT32_MAX),
+    OPC__SETTINGS_N(handshake_timeout_ms, 1, UINT32_MAX),
+    OPC__SETTINGS_N(idle_timeout_ms, 1, UINT32_MAX),
+    OPC__SETTINGS_N(send_timeout_ms, 1, UINT32_MAX),
+    OPC__SETTINGS_N(messages_max, 1, 0x1000000),
+    OPC__SETTINGS_N(queue_depth_max, 1, UINT32_MAX),
+    OPC__SETTINGS_N(mailboxes_max, 0, 0x80000),
+    OPC__SETTINGS_N(frame_bytes_max, 1024, OPCOMMS_MAX_FRAME),
+    OPC__SETTINGS_N(rate_per_second, 1, UINT32_MAX),
+    OPC__SETTINGS_N(rate_cost, 1, UINT32_MAX),
+#undef OPC__SETTINGS_N
+    {"rate_capacity", 0, OPC__SETTINGS_RATE, OPC__SETTINGS_AT(rate_capacity), 1, 1000000000},
+    {"log_bytes_max", 0, OPC__SETTINGS_U64, OPC__SETTINGS_AT(log_bytes_max), 1, UINT64_MAX},
+    {"memory_bytes_max", 0, OPC__SETTINGS_U64, OPC__SETTINGS_AT(memory_bytes_max), 1, UINT64_MAX},
+    {"rate_limit_capacity", 1, OPC__SETTINGS_RATE, OPC__SETTINGS_AT(rate_capacity), 1, 1000000000},
+    {"rate_limit_refill_rate", 1, OPC__SETTINGS_U32, OPC__SETTINGS_AT(rate_per_second), 1,
+     UINT32_MAX},
+    {"tokens_per_message", 1, OPC__SETTINGS_U32, OPC__SETTINGS_AT(rate_cost), 1, UINT32_MAX},
+    {"max_msgs_per_tick_utilization", 2, OPC__SETTINGS_PART, OPC__SETTINGS_NO_USE(0), 0, 1},
+    {"max_send_attempts", 2, OPC__SETTINGS_U32, OPC__SETTINGS_NO_USE(1), 1, UINT32_MAX},
+    {"retry_min_delay_msecs", 2, OPC__SETTINGS_U32, OPC__SETTINGS_NO_USE(2), 1, UINT32_MAX},
+    {"retry_max_delay_msecs", 2, OPC__SETTINGS_U32, OPC__SETTINGS_NO_USE(3), 1, UINT32_MAX},
+    {"max_frame_size_kb", 3, OPC__SETTINGS_KB, OPC__SETTINGS_AT(frame_bytes_max), 1,
+     OPCOMMS_MAX_FRAME / 1024u},
+    {"max_queue_depth", 4, OPC__SETTINGS_U32, OPC__SETTINGS_AT(queue_depth_max), 1, UINT32_MAX}};
+
+typedef struct opc__settings_reader {
+    opcomms_settings *s;
+    opc__yaml yaml;
+    const char *dir; /* put in front of relative paths */
+    size_t dir_len;
+    uint32_t line;                /* to blame */
+    const opc__settings_key *key; /* whose value comes next */
+    uint32_t opening;             /* or of this group, counted from 1 */
+    uint32_t group;               /* in which we are */
+    uint32_t group_line[OPC__SETTINGS_GROUPS];
+    const char *path[2];  /* of the lists that stand in a file: allow, routes */
+    opc__yaml_fn list_on; /* of the list that stands here, while it is read */
+    opc__list_reader list;
+    opcomms_err rc; /* not the text's fault */
+    char why[128];
+} opc__settings_reader;
+
+OPC__FN int opc__settings_is(const char *name, const char *text, size_t len) {
+    return strlen(name) == len && memcmp(name, text, len) == 0;
+}
+
+/* "name: what". A name that the file made up is cut and cleaned, for it goes into logs. */
+OPC__FN const char *opc__settings_no(opc__settings_reader *r, const char *name, size_t len,
+                                     const char *what) {
+    opc__text t;
+    size_t i;
+    opc__text_init(&t, r->why, sizeof r->why);
+    for (i = 0; i < len && i < 32; i++) {
+        opc__text_bytes(&t, name[i] > ' ' && name[i] <= '~' ? &name[i] : "?", 1);
+    }
+    if (i < len) opc__text_str(&t, "...");
+    opc__text_str(&t, ": ");
+    opc__text_str(&t, what);
+    return r->why;
+}
+
+OPC__FN const char *opc__settings_bad(opc__settings_reader *r, const char *what) {
+    OPCOMMS_ASSERT(r->key != NULL);
+    return opc__settings_no(r, r->key->name, strlen(r->key->name), what);
+}
+
+/* 0, or the line that has set what the key sets, by this name or by the other. */
+OPC__FN uint32_t opc__settings_line(const opcomms_settings *s, const opc__settings_key *k) {
+    uint32_t i;
+    for (i = 0; i < OPC__SETTINGS_KEYS; i++) {
+        const opc__settings_key *x = &opc__settings_keys[i];
+        if (s->line[i] == 0 || x->at != k->at) continue;
+        if (k->kind != OPC__SETTINGS_FLAG || x->max == k->max) return s->line[i];
+    }
+    return 0;
+}
+
+OPC__FN const char *opc__settings_again(opc__settings_reader *r, const char *name,
+                                        uint32_t line) {
+    char what[64];
+    opc__text t;
+    opc__text_init(&t, what, sizeof what);
+    opc__text_str(&t, "line ");
+    opc__text_u64(&t, line);
+    opc__text_str(&t, " has set this already");
+    return opc__settings_no(r, name, strlen(name), what);
+}
+
+OPC__FN const char *opc__settings_on_key(opc__settings_reader *r, const char *text, size_t len) {
+    uint32_t i;
+    r->key = NULL;
+    r->opening = 0;
+    for (i = 0; i < OPC__SETTINGS_KEYS; i++) {
+        const opc__settings_key *k = &opc__settings_keys[i];
+        uint32_t line;
+        if (k->group != r->group || !opc__settings_is(k->name, text, len)) continue;
+        line = opc__settings_line(r->s, k);
+        if (line != 0) return opc__settings_again(r, k->name, line);
+        r->s->line[i] = r->line;
+        r->key = k;
+        return NULL;
+    }
+    for (i = 0; r->group == 0 && i < OPC__SETTINGS_GROUPS; i++) {
+        if (!opc__settings_is(opc__settings_groups[i], text, len)) continue;
+        if (r->group_line[i] != 0) {
+            return opc__settings_again(r, opc__settings_groups[i], r->group_line[i]);
+        }
+        r->group_line[i] = r->line;
+        r->opening = i + 1;
+        return NULL;
+    }
+    return opc__settings_no(r, text, len, "there is no such key");
+}
+
+OPC__FN void opc__settings_put(opc__settings_reader *r, const void *value, size_t bytes) {
+    OPCOMMS_ASSERT(r->key->at + bytes <= offsetof(struct opcomms_settings, mem));
+    memcpy((uint8_t *)r->s + r->key->at, value, bytes);
+}
+
+OPC__FN void opc__settings_put32(opc__settings_reader *r, uint64_t v) {
+    uint32_t v32 = (uint32_t)v;
+    OPCOMMS_ASSERT(v <= UINT32_MAX);
+    opc__settings_put(r, &v32, sizeof v32);
+}
+
+/* Decimal, without quotes or leading zeros: 010 is eight to some readers of YAML. */
+OPC__FN const char *opc__settings_number(opc__settings_reader *r, const char *text, size_t len) {
+    const opc__settings_key *k = r->key;
+    uint64_t v = 0;
+    char what[96];
+    opc__text t;
+    if (r->yaml.quoted || (len > 1 && text[0] == '0') || !opc__str_u64(text, len, k->max, &v) ||
+        v < k->min) {
+        opc__text_init(&t, what, sizeof what);
+        opc__text_str(&t, "a whole number from ");
+        opc__text_u64(&t, k->min);
+        opc__text_str(&t, " to ");
+        opc__text_u64(&t, k->max);
+        opc__text_str(&t, " is expected");
+        return opc__settings_bad(r, what);
+    }
+    if (k->kind == OPC__SETTINGS_U64) {
+        opc__settings_put(r, &v, sizeof v);
+    } else {
+        opc__settings_put32(r, k->kind == OPC__SETTINGS_KB ? v * 1024u : v);
+    }
+    return NULL;
+}
+
+/* 0, 1, or digits with a point between them and a value that is not above 1. */
+OPC__FN int opc__settings_is_part(const char *text, size_t len) {
+    size_t i;
+    if (len == 0 || (text[0] != '0' && text[0] != '1')) return 0;
+    if (len == 1) return 1;
+    if (len == 2 || text[1] != '.') return 0;
+    for (i = 2; i < len; i++) {
+        if (text[i] < '0' || text[i] > (text[0] == '1' ? '0' : '9')) return 0;
+    }
+    return 1;
+}
+
+/* Keeps a text, with `dir` in front of it when it is a relative path. */
+OPC__FN const char *opc__settings_text(opc__settings_reader *r, const char *text, size_t len,
+                                       int is_path, const char **out) {
+    opcomms_settings *s = r->s;
+    char dir[OPC__PATH_MAX];
+    const char *name = NULL;
+    opc__text t;
+    OPCOMMS_ASSERT(s->text_len <= sizeof s->text - OPC__PATH_MAX);
+    opc__text_init(&t, s->text + s->text_len, OPC__PATH_MAX);
+    if (is_path && len > 0 && text[0] != '/' && r->dir_len > 0) {
+        opc__text_bytes(&t, r->dir, r->dir_len);
+        if (r->dir[r->dir_len - 1] != '/') opc__text_str(&t, "/");
+    }
+    opc__text_bytes(&t, text, len);
+    if (len == 0 || memchr(text, 0, len) != NULL || t.cut ||
+        (is_path && opc__plat_split(t.p, dir, sizeof dir, &name) != OPCOMMS_OK)) {
+        return opc__settings_bad(r, "not a usable path");
+    }
+    s->text_len += t.len + 1;
+    *out = t.p;
+    return NULL;
+}
+
+OPC__FN const char *opc__settings_word(opc__settings_reader *r, const char *text, size_t len) {
+    static const opcomms_durability durability[] = {
+        OPCOMMS_DURABLE_ALWAYS, OPCOMMS_DURABLE_INTERVAL, OPCOMMS_DURABLE_NEVER};
+    static const char *const names[] = {"always", "interval", "never"};
+    uint32_t i;
+    if (r->key->kind == OPC__SETTINGS_PROTOCOL) {
+        int newer = opc__settings_is("newer", text, len);
+        if (!newer && !opc__settings_is("v0.5.0", text, len)) {
+            return opc__settings_bad(r, "v0.5.0 or newer is expected");
+        }
+        opc__settings_put32(r, newer ? OPCOMMS_PROTOCOL_NEWER : OPCOMMS_PROTOCOL_V050);
+        return NULL;
+    }
+    for (i = 0; i < 3; i++) {
+        if (!opc__settings_is(names[i], text, len)) continue;
+        r->s->cfg.durability = durability[i];
+        return NULL;
+    }
+    return opc__settings_bad(r, "always, interval or never is expected");
+}
+
+OPC__FN const char *opc__settings_flag(opc__settings_reader *r, const char *text, size_t len) {
+    int on = opc__settings_is("true", text, len);
+    if (r->yaml.quoted || (!on && !opc__settings_is("false", text, len))) {
+        return opc__settings_bad(r, "true or false is expected");
+    }
+    if (on) r->s->cfg.flags |= (uint32_t)r->key->max;
+    return NULL;
+}
+
+OPC__FN const char *opc__settings_value(opc__settings_reader *r, const char *text, size_t len) {
+    const char *kept = NULL, *bad;
+    opcomms_address a;
+    switch (r->key->kind) {
+    case OPC__SETTINGS_ADDRESS:
+        if (opc__id_address_parse(text, len, &a) != OPCOMMS_OK) {
+            return opc__settings_bad(r, "a numeric ip:port is expected");
+        }
+        bad = opc__settings_text(r, text, len, 0, &kept);
+        if (bad == NULL) r->s->cfg.address = kept;
+        return bad;
+    case OPC__SETTINGS_PATH:
+        bad = opc__settings_text(r, text, len, 1, &kept);
+        if (bad == NULL) opc__settings_put(r, &kept, sizeof kept);
+        return bad;
+    case OPC__SETTINGS_ALLOW:
+    case OPC__SETTINGS_ROUTES: /* loaded when the rest is known to be good */
+        bad = opc__settings_text(r, text, len, !opc__settings_is("allow_all", text, len), &kept);
+        if (bad == NULL) r->path[r->key->kind == OPC__SETTINGS_ROUTES] = kept;
+        return bad;
+    case OPC__SETTINGS_DURABILITY:
+    case OPC__SETTINGS_PROTOCOL: return opc__settings_word(r, text, len);
+    case OPC__SETTINGS_FLAG: return opc__settings_flag(r, text, len);
+    case OPC__SETTINGS_PART:
+        if (!r->yaml.quoted && opc__settings_is_part(text, len)) return NULL;
+        return opc__settings_bad(r, "a number from 0 to 1 is expected");
+    case OPC__SETTINGS_RATE:
+        if (r->yaml.quoted || !opc__settings_is("unlimited", text, len)) break;
+        opc__settings_put32(r, OPCOMMS_UNLIMITED);
+        return NULL;
+    default: break;
+    }
+    return opc__settings_number(r, text, len);
+}
+
+/* A fresh list for the config; it belongs to the settings. */
+OPC__FN opcomms_err opc__settings_list(opcomms_settings *s, int routes, opc__list **out) {
+    opcomms_allocator alloc;
+    opcomms_err rc;
+    alloc.alloc = s->mem.alloc;
+    alloc.release = s->mem.release;
+    alloc.user = s->mem.user;
+    if (routes) {
+        rc = opc__list_new(&alloc, sizeof(opcomms_routing_table), out);
+        if (rc == OPCOMMS_OK) s->cfg.routes = (opcomms_routing_table *)(void *)*out;
+    } else {
+        rc = opc__list_new(&alloc, sizeof(opcomms_allow_list), out);
+        if (rc == OPCOMMS_OK) s->cfg.allow = (opcomms_allow_list *)(void *)*out;
+    }
+    return rc;
+}
+
+/* The rules stand here: what comes until the group's end goes to the list's own reader. */
+OPC__FN const char *opc__settings_list_open(opc__settings_reader *r) {
+    int routes = r->key->kind == OPC__SETTINGS_ROUTES;
+    opc__list *l = NULL;
+    r->rc = opc__settings_list(r->s, routes, &l);
+    if (r->rc != OPCOMMS_OK) return opc__settings_bad(r, opc__err_text(r->rc));
+    OPCOMMS_ASSERT(r->list.rules.count == 0);
+    r->list.mem = &l->mem;
+    r->list_on = routes ? opc__route_event : opc__allow_event;
+    return NULL;
+}
+
+OPC__FN const char *opc__settings_list_event(opc__settings_reader *r, int event, const char *text,
+                                             size_t len) {
+    const char *bad;
+    if (event == OPC__YAML_END) { /* nobody else has the list yet */
+        opc__list *l = r->key->kind == OPC__SETTINGS_ROUTES ? &r->s->cfg.routes->l
+                                                            : &r->s->cfg.allow->l;
+        l->now = r->list.rules;
+        memset(&r->list, 0, sizeof r->list);
+        r->list_on = NULL;
+        return NULL;
+    }
+    bad = r->list_on(&r->list, event, text, len);
+    if (bad == NULL) return NULL;
+    r->rc = r->list.rc;
+    return opc__settings_bad(r, bad);
+}
+
+OPC__FN const char *opc__settings_event(void *user, int event, const char *text, size_t len) {
+    opc__settings_reader *r = (opc__settings_reader *)user;
+    /* a missing value is noticed on a later line; it is its key that is to blame */
+    if (event == OPC__YAML_KEY || event == OPC__YAML_SCALAR || event == OPC__YAML_ITEM) {
+        r->line = r->yaml.line;
+    }
+    if (r->list_on != NULL) return opc__settings_list_event(r, event, text, len);
+    if (event == OPC__YAML_KEY) return opc__settings_on_key(r, text, len);
+    if (event == OPC__YAML_END) {
+        r->group = 0;
+        return NULL;
+    }
+    if (r->opening > 0) { /* nothing, or comments alone, is a group too */
+        const char *name = opc__settings_groups[r->opening - 1];
+        if (event != OPC__YAML_GROUP && event != OPC__YAML_NULL) {
+            return opc__settings_no(r, name, strlen(name), "a group of keys is expected");
+        }
+        if (event == OPC__YAML_GROUP) r->group = r->opening;
+        r->opening = 0;
+        return NULL;
+    }
+    if (event == OPC__YAML_SCALAR) return opc__settings_value(r, text, len);
+    if (event == OPC__YAML_GROUP && (r->key->kind == OPC__SETTINGS_ALLOW ||
+                                     r->key->kind == OPC__SETTINGS_ROUTES)) {
+        return opc__settings_list_open(r);
+    }
+    return opc__settings_bad(r, event == OPC__YAML_NULL ? "a value is missing"
+                                                        : "one value is expected");
+}
+
+/* What one key alone cannot tell. NULL, or what is wrong in r->line. */
+OPC__FN const char *opc__settings_check(opc__settings_reader *r) {
+    const opcomms_config *cfg = &r->s->cfg;
+    uint32_t capacity = cfg->rate_capacity != 0 ? cfg->rate_capacity : 10000u;
+    uint32_t least = r->s->unused[2] != 0 ? r->s->unused[2] : 100u;
+    uint32_t most = r->s->unused[3] != 0 ? r->s->unused[3] : 10000u;
+    const char *what = NULL;
+    uint16_t at[2] = {0, 0};
+    uint32_t i;
+    if (cfg->rate_cost > capacity) {
+        what = "a request costs more tokens than there can be";
+        at[0] = OPC__SETTINGS_AT(rate_cost);
+        at[1] = OPC__SETTINGS_AT(rate_capacity);
+    } else if (least > most) {
+        what = "retry_min_delay_msecs is above retry_max_delay_msecs";
+        at[0] = OPC__SETTINGS_NO_USE(2);
+        at[1] = OPC__SETTINGS_NO_USE(3);
+    }
+    if (what == NULL) return NULL;
+    for (i = 0, r->line = 0; i < OPC__SETTINGS_KEYS; i++) { /* the later of the two */
+        const opc__settings_key *k = &opc__settings_keys[i];
+        if (r->s->line[i] > r->line && (k->at == at[0] || k->at == at[1])) {
+            r->line = r->s->line[i];
+            r->key = k;
+        }
+    }
+    return opc__settings_bad(r, what);
+}
+
+/* Loads a list from its file. A mistake there is reported with both lines: that of the settings
+   that names the file, in err->line, and the one in the file, in the text. */
+OPC__FN opcomms_err opc__settings_load_list(opc__settings_reader *r, int routes,
+                                            opcomms_error *err) {
+    const char *path = r->path[routes], *where;
+    opc__list *l = NULL;
+    opcomms_error inner;
+    opc__text t;
+    char what[160];
+    uint32_t i = 0;
+    opcomms_err rc;
+    if (path == NULL) return OPCOMMS_OK;
+    rc = opc__settings_list(r->s, routes, &l);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, NULL);
+    if (opc__settings_is("allow_all", path, strlen(path))) {
+        l->now.all = 1;
+        return OPCOMMS_OK;
+    }
+    memset(&inner, 0, sizeof inner);
+    rc = opc__list_load(l, routes ? opc__route_event : opc__allow_event, path, &inner);
+    if (rc == OPCOMMS_OK) return rc;
+    while (opc__settings_keys[i].kind != (routes ? OPC__SETTINGS_ROUTES : OPC__SETTINGS_ALLOW)) i++;
+    opc__text_init(&t, what, sizeof what);
+    opc__text_str(&t, opc__settings_keys[i].name);
+    where = inner.line != 0 ? strstr(inner.text, ": line ") : NULL;
+    if (where != NULL) {
+        opc__text_str(&t, " file");
+        opc__text_str(&t, where);
+    } else {
+        opc__text_str(&t, ": ");
+        opc__text_str(&t, path);
+    }
+    (void)opc__err_line(err, rc, r->s->line[i], what);
+    if (err != NULL) err->os_code = inner.os_code;
+    return rc;
+}
+
+OPC__FN void opc__settings_destroy(opcomms_settings *s) {
+    opc__mem mem = s->mem;
+    if (s->cfg.allow != NULL) opc__list_release(&s->cfg.allow->l, sizeof *s->cfg.allow);
+    if (s->cfg.routes != NULL) opc__list_release(&s->cfg.routes->l, sizeof *s->cfg.routes);
+    opc__mem_free(&mem, s, sizeof *s);
+}
+
+OPC__FN opcomms_err opc__settings_read(opcomms_settings *s, const char *text, size_t len,
+                                       const char *dir, size_t dir_len, opcomms_error *err) {
+    opc__settings_reader *r = (opc__settings_reader *)opc__mem_alloc(&s->mem, sizeof *r);
+    const char *bad;
+    opcomms_err rc;
+    if (r == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, NULL);
+    r->s = s;
+    r->dir = dir;
+    r->dir_len = dir_len;
+    r->yaml.on = opc__settings_event;
+    r->yaml.user = r;
+    r->yaml.groups = 1;
+    bad = opc__yaml_read(&r->yaml, text, len);
+    if (bad == NULL) bad = opc__settings_check(r);
+    if (bad != NULL) {
+        rc = r->rc != OPCOMMS_OK ? r->rc : OPCOMMS_E_SYNTAX;
+        (void)opc__err_line(err, rc, bad == r->why ? r->line : r->yaml.line, bad);
+        if (r->list.mem != NULL) opc__rules_free(r->list.mem, &r->list.rules);
+    } else {
+        rc = opc__settings_load_list(r, 0, err);
+        if (rc == OPCOMMS_OK) rc = opc__settings_load_list(r, 1, err);
+    }
+    opc__mem_free(&s->mem, r, sizeof *r);
+    return rc;
+}
+
+/* The caller's allocator, or the heap; 0 when it is none. */
+OPC__FN int opc__settings_mem(const opcomms_allocator *alloc, opc__mem *mem) {
+    memset(mem, 0, sizeof *mem);
+    mem->alloc = alloc != NULL ? alloc->alloc : opc__plat_malloc;
+    mem->release = alloc != NULL ? alloc->release : opc__plat_free;
+    mem->user = alloc != NULL ? alloc->user : NULL;
+    return mem->alloc != NULL && mem->release != NULL;
+}
+
+OPC__FN opcomms_err opc__settings_new(opc__mem *mem, const char *text, size_t len, const char *dir,
+                                      size_t dir_len, opcomms_settings **out, opcomms_error *err) {
+    opcomms_settings *s = (opcomms_settings *)opc__mem_alloc(mem, sizeof *s);
+    opcomms_err rc;
+    if (s == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, NULL);
+    s->mem = *mem; /* from now on the settings count for themselves */
+    mem->used -= sizeof *s;
+    s->mem.used = sizeof *s;
+    s->cfg.size = (uint32_t)sizeof s->cfg;
+    rc = opc__settings_read(s, text, len, dir, dir_len, err);
+    if (rc == OPCOMMS_OK) {
+        *out = s;
+    } else {
+        opc__settings_destroy(s);
+    }
+    return rc;
+}
+
+/* How many bytes of the config a key sets. */
+OPC__FN size_t opc__settings_bytes(const opc__settings_key *k) {
+    switch (k->kind) {
+    case OPC__SETTINGS_ADDRESS:
+    case OPC__SETTINGS_PATH: return sizeof(const char *);
+    case OPC__SETTINGS_ALLOW: return sizeof(opcomms_allow_list *);
+    case OPC__SETTINGS_ROUTES: return sizeof(opcomms_routing_table *);
+    case OPC__SETTINGS_DURABILITY: return sizeof(opcomms_durability);
+    case OPC__SETTINGS_U64: return sizeof(uint64_t);
+    default: return sizeof(uint32_t);
+    }
+}
+
 /* >>limit ==== L3 ==== token buckets: how often, in all and per address */
 
 typedef struct opc__bucket {
@@ -12941,6 +13523,63 @@ OPCOMMS_API opcomms_err opcomms_log_repair(const char *path, const char *out_pat
     rc = opc__look_report(&k, report, rc);
     opc__look_close(&k);
     return rc;
+}
+
+/* >>pub-settings ==== L4 ==== public functions of settings files */
+
+OPCOMMS_API opcomms_err opcomms_settings_load_text(const opcomms_allocator *alloc,
+                                                   const char *text, size_t len, const char *dir,
+                                                   opcomms_settings **out, opcomms_error *err) {
+    opc__mem mem;
+    if (text == NULL || out == NULL || !opc__settings_mem(alloc, &mem)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    }
+    return opc__settings_new(&mem, text, len, dir, dir != NULL ? strlen(dir) : 0, out, err);
+}
+
+OPCOMMS_API opcomms_err opcomms_settings_load(const opcomms_allocator *alloc, const char *path,
+                                              opcomms_settings **out, opcomms_error *err) {
+    char *text = NULL;
+    size_t len = 0, dir_len;
+    opc__mem mem;
+    opcomms_err rc;
+    if (path == NULL || out == NULL || !opc__settings_mem(alloc, &mem)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    }
+    if (opc__plat_default() == NULL) return opc__err_set(err, OPCOMMS_E_UNSUPPORTED, 0, NULL);
+    rc = opc__plat_read_file(opc__plat_default(), &mem, path, OPC__LIST_FILE_MAX, &text, &len, err);
+    if (rc != OPCOMMS_OK) return rc;
+    dir_len = strlen(path);
+    while (dir_len > 0 && path[dir_len - 1] != '/') dir_len--;
+    rc = opc__settings_new(&mem, text, len, path, dir_len, out, err);
+    opc__mem_free(&mem, text, len + 1);
+    return rc;
+}
+
+OPCOMMS_API opcomms_err opcomms_settings_config(const opcomms_settings *settings,
+                                                opcomms_config *cfg) {
+    uint32_t i;
+    if (settings == NULL || cfg == NULL) return OPCOMMS_E_INVAL;
+    for (i = 0; i < OPC__SETTINGS_KEYS; i++) { /* all fit, or none is written */
+        const opc__settings_key *k = &opc__settings_keys[i];
+        if (settings->line[i] == 0 || k->at >= sizeof *cfg) continue;
+        if (k->at + opc__settings_bytes(k) > cfg->size) return OPCOMMS_E_INVAL;
+    }
+    for (i = 0; i < OPC__SETTINGS_KEYS; i++) {
+        const opc__settings_key *k = &opc__settings_keys[i];
+        if (settings->line[i] == 0 || k->at >= sizeof *cfg) continue;
+        if (k->kind == OPC__SETTINGS_FLAG) {
+            uint32_t bit = (uint32_t)k->max;
+            cfg->flags = (cfg->flags & ~bit) | (settings->cfg.flags & bit);
+            continue;
+        }
+        memcpy((uint8_t *)cfg + k->at, (const uint8_t *)settings + k->at, opc__settings_bytes(k));
+    }
+    return OPCOMMS_OK;
+}
+
+OPCOMMS_API void opcomms_settings_free(opcomms_settings *settings) {
+    if (settings != NULL) opc__settings_destroy(settings);
 }
 
 /* >>pub ==== L4 ==== public functions of the peer: check, lock, call, translate */

@@ -11,6 +11,7 @@
 #include "fuzz_id.c"
 #include "fuzz_allow.c"
 #include "fuzz_route.c"
+#include "fuzz_settings.c"
 #include "fuzz_log.c"
 #include "fuzz_tls.c"
 #include "fuzz_conn.c"
@@ -24,7 +25,7 @@ static const struct {
                {"request", fuzz_request},   {"response", fuzz_response}, {"pem", fuzz_pem},
                {"key", fuzz_key},           {"cert", fuzz_cert},   {"id", fuzz_id},
                {"allow", fuzz_allow},       {"route", fuzz_route}, {"log", fuzz_log},
-               {"tls", fuzz_tls},           {"conn", fuzz_conn}};
+               {"tls", fuzz_tls},           {"conn", fuzz_conn},   {"settings", fuzz_settings}};
 
 static int replay(void (*run)(const uint8_t *data, size_t size), const char *path) {
     static uint8_t buf[1 << 20];
