@@ -5649,8 +5649,8 @@ OPC__FN opcomms_err opc__seal_kdf(opc__rd *r, uint32_t iterations_max, opc__seal
         return opc__seal_other(why, "its salt is not of 8 to 64 bytes");
     }
     if (!opc__der_uint(&params, &p, &n) || n == 0) return OPCOMMS_E_KEY_DAMAGED;
-    for (i = 0; i < n && i < 5; i++) count = (count << 8) | p[i];
-    if (n > 4 || count > iterations_max) {
+    for (i = 0; i < n && i < 5; i++) count = (count << 8) | p[i]; /* p[0] is not 0 */
+    if (count > iterations_max) {
         return opc__seal_other(why, "it asks for too many iterations");
     }
     f->iterations = (uint32_t)count;
