@@ -322,6 +322,89 @@ TEST(nothing_is_stored_once_a_removal_has_returned) {
     end(&b);
 }
 
+/* The platform of POSIX, with a removal that falls exactly between the look-up and what follows. */
+typedef struct trap {
+    const opcomms_platform *posix;
+    opcomms_allow_list *list;
+    const char *hash; /* removed at the call that is trapped; NULL: nothing is */
+    size_t bytes_sent;
+} trap;
+
+static void spring(trap *t) {
+    const char *hash = __atomic_exchange_n(&t->hash, (const char *)NULL, __ATOMIC_SEQ_CST);
+    if (hash != NULL) CHECK_EQ(opcomms_allow_list_remove(t->list, hash), OPCOMMS_OK);
+}
+
+static int64_t trap_wall(void *user) { /* asked for each message, before it is stored */
+    trap *t = (trap *)user;
+    spring(t);
+    return t->posix->wall_s(t->posix->user);
+}
+
+static opcomms_err trap_connected(void *user, intptr_t sock, int *os) {
+    trap *t = (trap *)user;
+    spring(t); /* the connection stands, nothing has been said */
+    return t->posix->tcp_connected(t->posix->user, sock, os);
+}
+
+static opcomms_err trap_send(void *user, intptr_t sock, const void *buf, size_t len, size_t *put,
+                             int *os) {
+    trap *t = (trap *)user;
+    t->bytes_sent += len;
+    return t->posix->sock_send(t->posix->user, sock, buf, len, put, os);
+}
+
+/* All other calls go straight through: their `user` is not looked at. */
+static void trapped(party *p, trap *t, opcomms_platform *plat, int server) {
+    opcomms_config cfg;
+    opcomms_error err;
+    memset(t, 0, sizeof *t);
+    t->posix = opcomms_platform_default();
+    t->list = p->allow;
+    *plat = *t->posix;
+    plat->user = t;
+    if (server) plat->wall_s = trap_wall;
+    if (!server) plat->tcp_connected = trap_connected;
+    if (!server) plat->sock_send = trap_send;
+    opcomms_free(p->peer);
+    fill(&cfg, p);
+    cfg.platform = plat;
+    CHECK_EQ(opcomms_new(&cfg, &p->peer, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_get_address(p->peer, p->address, sizeof p->address), OPCOMMS_OK);
+}
+
+TEST(a_removal_in_the_middle_of_storing_stores_nothing) {
+    opcomms_platform plat;
+    opcomms_stats stats;
+    opcomms_error err;
+    trap t;
+    both(OPCOMMS_KEY_P256);
+    trapped(&b, &t, &plat, 1);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "1", 1, 0, &err), OPCOMMS_OK);
+    __atomic_store_n(&t.hash, (const char *)a.hash, __ATOMIC_SEQ_CST);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "2", 1, 0, &err), OPCOMMS_E_UNKNOWN_OUTCOME);
+    CHECK(__atomic_load_n(&t.hash, __ATOMIC_SEQ_CST) == NULL);
+    stats.size = sizeof stats;
+    CHECK_EQ(opcomms_get_stats(b.peer, &stats), OPCOMMS_OK);
+    CHECK_EQ(stats.messages_in, 1);
+    end(&a);
+    end(&b);
+}
+
+TEST(a_removal_in_the_middle_of_sending_sends_nothing) {
+    opcomms_platform plat;
+    opcomms_error err;
+    trap t;
+    both(OPCOMMS_KEY_P256);
+    trapped(&a, &t, &plat, 0);
+    t.hash = b.hash;
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "1", 1, 0, &err), OPCOMMS_E_NOT_ALLOWED);
+    CHECK(t.hash == NULL);
+    CHECK_EQ(t.bytes_sent, 0); /* not even a ClientHello */
+    end(&a);
+    end(&b);
+}
+
 /* The server ends idle connections after a moment; each message of a makes a new one. */
 static uint64_t resumed_after(opcomms_peer *server, opcomms_stats *stats, uint64_t handshakes) {
     int i;
@@ -730,6 +813,8 @@ int main(void) {
     RUN(a_listed_hash_from_another_address_is_turned_away);
     RUN(lists_are_shared_and_changed_while_peers_run);
     RUN(nothing_is_stored_once_a_removal_has_returned);
+    RUN(a_removal_in_the_middle_of_storing_stores_nothing);
+    RUN(a_removal_in_the_middle_of_sending_sends_nothing);
     RUN(sessions_are_resumed_until_the_list_changes);
     RUN(a_senders_idle_connection_is_closed_by_itself);
     RUN(a_message_handed_out_is_the_callers_until_it_is_acknowledged_or_released);
