@@ -139,6 +139,7 @@ says() { # what the error must contain
 
 # n messages arrived at server $1, all from the client; the next ones are its text and nothing else.
 arrived() { # name, count
+    if [ "$2" = 0 ]; then sleep 0.2; fi # what should not come would come at once
     until_lines "$work/$1" '"from"' "$2" 20
     n=$(grep -c '"from"' "$work/$1")
     [ "$n" = "$2" ] || problem "$n messages arrived, not $2"
