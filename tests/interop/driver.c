@@ -269,7 +269,8 @@ static void *send_all(void *user) {
                 s->first = s->last;
                 s->err = s->last_err;
             }
-            if (s->last != OPCOMMS_OK && now_us() < until) usleep(20000);
+            /* Nothing comes to a peer that does not listen: this waits 20 ms. */
+            if (s->last != OPCOMMS_OK && now_us() < until) (void)opcomms_wait(s->peer, 20);
         } while (s->last != OPCOMMS_OK && now_us() < until);
         if (s->last != OPCOMMS_OK) break;
         s->stored++;
