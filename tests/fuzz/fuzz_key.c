@@ -1,5 +1,6 @@
-/* Private keys, as DER or as PEM: a key that is taken can sign, has a public key hash, and survives
-   being written and read; one that is refused leaves nothing behind. */
+/* Private keys, as DER or as PEM, under the password "secret" or none: a key that is taken can sign,
+   has a public key hash, and survives being written and read, and being put under a password; one
+   that is refused leaves nothing behind. */
 #include "fuzz.h"
 
 static void fuzz_key_signs(const opc__key *k) {
@@ -52,12 +53,129 @@ static int fuzz_key_is_wiped(const opc__key *k) {
     return 1;
 }
 
+static int fuzz_key_asked;
+
+static int fuzz_key_tell(void *user, char *buf, size_t cap) {
+    const char *password = (const char *)user;
+    FUZZ_CHECK(cap == OPC__SEAL_PASSWORD_MAX);
+    fuzz_key_asked++;
+    memcpy(buf, password, strlen(password));
+    return (int)strlen(password);
+}
+
+/* Few iterations: the time goes into the rest. */
+static void fuzz_key_ask(opc__seal_ask *ask, const char *password) {
+    static char text[16];
+    strcpy(text, password);
+    opc__seal_ask_init(ask, fuzz_key_tell, text);
+    ask->iterations_max = 200;
+    fuzz_key_asked = 0;
+}
+
+static int fuzz_key_refused(opcomms_err rc) {
+    return rc == OPCOMMS_E_NO_PEM || rc == OPCOMMS_E_KEY_DAMAGED || rc == OPCOMMS_E_KEY_TYPE ||
+           rc == OPCOMMS_E_PASSWORD;
+}
+
+/* An EncryptedPrivateKeyInfo: nobody is asked unless it is in order, noise is not handed out. */
+static void fuzz_key_open(const uint8_t *der, size_t size) {
+    static uint8_t out[OPC__KEY_DER_MAX];
+    static opc__key k;
+    opc__seal_ask ask;
+    opc__seal_form f;
+    const char *why = "", *again = "";
+    size_t len = 0, i;
+    opcomms_err rc, form;
+    if (size > sizeof out) return; /* larger than any that is read from PEM */
+    fuzz_key_ask(&ask, "secret");
+    memset(&f, 0, sizeof f);
+    memset(out, 0, sizeof out);
+    rc = opc__seal_open(der, size, &ask, out, &len, &why);
+    form = opc__seal_parse(der, size, ask.iterations_max, &f, &again);
+    FUZZ_CHECK(fuzz_key_asked == (form == OPCOMMS_OK));
+    FUZZ_CHECK(form == OPCOMMS_OK || form == rc);
+    if (rc == OPCOMMS_OK) {
+        FUZZ_CHECK(len > 0 && len < f.data_len && len + OPC__SEAL_BLOCK >= f.data_len);
+        memset(&k, 0, sizeof k);
+        FUZZ_CHECK(opc__key_from_der(&k, out, len) != OPCOMMS_E_ENCRYPTED);
+        opc__key_wipe(&k);
+    } else {
+        FUZZ_CHECK(fuzz_key_refused(rc));
+        for (i = 0; i < sizeof out; i++) FUZZ_CHECK(out[i] == 0);
+    }
+    if (form == OPCOMMS_OK) { /* what is in order is what we would write, but for a key length */
+        size_t n = opc__seal_write(&f, out, sizeof out);
+        FUZZ_CHECK(n > 0 && n <= size);
+        FUZZ_CHECK(opc__seal_parse(out, n, ask.iterations_max, &f, &again) == OPCOMMS_OK);
+    }
+}
+
+/* Whole blocks, as if they were what comes out of the cipher. */
+static void fuzz_key_check(const uint8_t *p, size_t size) {
+    size_t len = 0;
+    opcomms_err rc = opc__seal_check(p, size, &len);
+    if (rc == OPCOMMS_OK) {
+        FUZZ_CHECK(len < size && len + OPC__SEAL_BLOCK >= size && p[0] == OPC__DER_SEQ);
+    } else {
+        FUZZ_CHECK(rc == OPCOMMS_E_PASSWORD || rc == OPCOMMS_E_KEY_DAMAGED);
+    }
+}
+
+/* A file with a key in it: whatever was around it, under a password it is the same key. */
+static void fuzz_key_change(const opc__key *k, const char *text, size_t size) {
+    static char out[OPC__KEY_PEM_MAX];
+    static opc__key back;
+    opc__seal_ask was, now;
+    uint8_t hash[32], again[32];
+    size_t len = 0;
+    opcomms_err rc;
+    fuzz_key_ask(&was, "secret");
+    now = was;
+    rc = opc__seal_change(fuzz_platform(), text, size, &was, &now, 3, out, sizeof out, &len, NULL);
+    /* attributes, or a sealed one of the largest size, may not fit */
+    FUZZ_CHECK(rc == OPCOMMS_OK || rc == OPCOMMS_E_INVAL || rc == OPCOMMS_E_KEY_TYPE);
+    if (rc != OPCOMMS_OK) return;
+    FUZZ_CHECK(opc__key_from_pem(&back, out, len, NULL) == OPCOMMS_E_ENCRYPTED);
+    FUZZ_CHECK(opc__seal_from_pem(&back, out, len, &now, NULL) == OPCOMMS_OK);
+    opc__key_hash(k, hash);
+    opc__key_hash(&back, again);
+    FUZZ_CHECK(memcmp(hash, again, 32) == 0);
+    fuzz_key_ask(&now, "another");
+    FUZZ_CHECK(opc__seal_from_pem(&back, out, len, &now, NULL) == OPCOMMS_E_PASSWORD);
+    FUZZ_CHECK(fuzz_key_is_wiped(&back));
+}
+
+/* The same text with somebody to ask. */
+static void fuzz_key_with_password(const char *text, size_t size, opcomms_err without) {
+    static opc__key k;
+    opc__seal_ask ask;
+    opcomms_error err;
+    opcomms_err rc;
+    fuzz_key_ask(&ask, "secret");
+    memset(&k, 0xa5, sizeof k);
+    rc = opc__seal_from_pem(&k, text, size, &ask, &err);
+    if (rc != OPCOMMS_OK) {
+        FUZZ_CHECK(fuzz_key_refused(rc));
+        FUZZ_CHECK(fuzz_key_is_wiped(&k));
+        FUZZ_CHECK(err.code == rc && err.text[0] != 0);
+    }
+    FUZZ_CHECK(without == OPCOMMS_E_ENCRYPTED || (rc == without && fuzz_key_asked == 0));
+    FUZZ_CHECK(fuzz_key_asked <= 1);
+    if (rc == OPCOMMS_OK) {
+        if (without != OPCOMMS_OK) fuzz_key_signs(&k);
+        fuzz_key_change(&k, text, size);
+    }
+    opc__key_wipe(&k);
+}
+
 static void fuzz_key(const uint8_t *data, size_t size) {
     static opc__key k;
     opcomms_error err;
     uint8_t *text = fuzz_exact(data, size);
     opcomms_err rc;
+    if (size > 0 && size % OPC__SEAL_BLOCK == 0) fuzz_key_check(text, size);
     if (size > 0 && data[0] == OPC__DER_SEQ) {
+        fuzz_key_open(text, size);
         memset(&k, 0, sizeof k);
         rc = opc__key_from_der(&k, text, size);
     } else {
@@ -67,6 +185,7 @@ static void fuzz_key(const uint8_t *data, size_t size) {
             FUZZ_CHECK(fuzz_key_is_wiped(&k));
             FUZZ_CHECK(err.code == rc && err.text[0] != 0);
         }
+        fuzz_key_with_password((const char *)text, size, rc);
     }
     FUZZ_CHECK(rc == OPCOMMS_OK || rc == OPCOMMS_E_NO_PEM || rc == OPCOMMS_E_ENCRYPTED ||
                rc == OPCOMMS_E_KEY_DAMAGED || rc == OPCOMMS_E_KEY_TYPE);

@@ -9,6 +9,16 @@ static void fuzz_pem(const uint8_t *data, size_t size) {
     opcomms_err rc = opc__pem_decode((const char *)text, size, der, sizeof der, &len);
     FUZZ_CHECK(rc == OPCOMMS_OK || rc == OPCOMMS_E_NO_PEM || rc == OPCOMMS_E_ENCRYPTED ||
                rc == OPCOMMS_E_KEY_DAMAGED || rc == OPCOMMS_E_KEY_TYPE);
+    { /* the same for who has a password: only what is said of encryption differs */
+        int form = 9;
+        opcomms_err block =
+            opc__pem_block((const char *)text, size, again, sizeof again, &again_len, &form);
+        FUZZ_CHECK(form >= OPC__PEM_PLAIN && form <= OPC__PEM_OLD);
+        FUZZ_CHECK(rc == (form == OPC__PEM_PLAIN ? block : OPCOMMS_E_ENCRYPTED));
+        FUZZ_CHECK(form == OPC__PEM_OLD ? block == OPCOMMS_E_ENCRYPTED
+                                        : block != OPCOMMS_E_ENCRYPTED);
+        if (rc == OPCOMMS_OK) FUZZ_CHECK(again_len == len && memcmp(again, der, len) == 0);
+    }
     if (rc == OPCOMMS_OK) {
         uint8_t *tight = (uint8_t *)malloc(len);
         fuzz_buf around;
