@@ -558,6 +558,11 @@ TEST(lists_can_stand_in_the_file_itself) {
                   &cfg);
     check_lists(&cfg);
     opcomms_settings_free(s);
+    s = config_of("allow: {" H1 ": 10.0.0.1, " H2 ": ~}\n" /* the list that ends with the file */
+                  "routes:\n   # indented\n   " H1 ":~:\n     - " H2 ":0\n     - " H2 ":1",
+                  &cfg);
+    check_lists(&cfg);
+    opcomms_settings_free(s);
     s = config_of("allow: {}\nroutes: {}\n", &cfg);
     CHECK(!opcomms_allow_list_is_allowed(cfg.allow, H1, NULL));
     CHECK_EQ(opcomms_routing_table_count(cfg.routes), 0);
