@@ -310,6 +310,35 @@ TEST(opcomms_new_refuses_what_the_ranges_exclude) { /* so they are not narrower 
     }
 }
 
+static void mark(uint8_t *map, size_t at, size_t bytes) { memset(map + at, 1, bytes); }
+
+#define MARK(field) mark(map, offsetof(opcomms_config, field), sizeof(((opcomms_config *)0)->field))
+
+TEST(every_field_of_the_config_has_a_key_or_is_the_programs_own) { /* also those still to come */
+    uint8_t map[sizeof(opcomms_config)];
+    size_t i, unknown = 0;
+    memset(map, 0, sizeof map);
+    for (i = 0; i < OPC__SETTINGS_KEYS; i++) {
+        const opc__settings_key *k = &opc__settings_keys[i];
+        if (k->at < sizeof map) mark(map, k->at, opc__settings_bytes(k));
+    }
+    MARK(size);
+    MARK(key_pem);
+    MARK(key_pem_bytes);
+    MARK(reserved);
+    MARK(allocator);
+    MARK(platform);
+    MARK(log);
+    MARK(log_user);
+    MARK(password);
+    MARK(password_user);
+    for (i = 0; i < sizeof map; i++) {
+        if (!map[i]) printf("byte %u of opcomms_config\n", (unsigned)i);
+        unknown += !map[i];
+    }
+    CHECK_EQ(unknown, 0);
+}
+
 TEST(the_rate_can_be_unlimited) {
     opcomms_config cfg;
     opcomms_settings *s = config_of("rate_capacity: unlimited\nrate_cost: 4294967295", &cfg);
@@ -886,6 +915,7 @@ int main(void) {
     RUN(flags_set_and_clear_their_bit_alone);
     RUN(every_number_is_taken_within_its_range_and_refused_outside);
     RUN(opcomms_new_refuses_what_the_ranges_exclude);
+    RUN(every_field_of_the_config_has_a_key_or_is_the_programs_own);
     RUN(the_rate_can_be_unlimited);
     RUN(keys_that_contradict_each_other_are_refused_at_the_later_one);
     RUN(the_groups_of_the_reference_are_understood_in_every_form);
