@@ -1,6 +1,6 @@
-/* Private keys, as DER or as PEM, under the password "secret" or none: a key that is taken can sign,
-   has a public key hash, and survives being written and read, and being put under a password; one
-   that is refused leaves nothing behind. */
+/* Private keys, as DER or as PEM, under the password "secret" or none: a key that is taken can
+   sign, has a public key hash, and survives being written and read, and being put under a password;
+   one that is refused leaves nothing behind. */
 #include "fuzz.h"
 
 static void fuzz_key_signs(const opc__key *k) {
