@@ -7,6 +7,7 @@
 #include "opcomms.h"
 
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <termios.h>
 
@@ -15,8 +16,9 @@
 /* ---- exit codes ------------------------------------------------------------------------------ */
 
 enum {
-    END_OK = 0, END_FAILED = 1, END_USAGE = 2, END_UNREACHABLE = 3, END_NOT_ALLOWED = 4, END_ROUTE = 5,
-    END_IDENTITY = 6, END_EMPTY = 7, END_UNKNOWN = 8, END_LOG = 9, END_IN_USE = 10, END_INPUT = 11,
+    END_OK = 0, END_FAILED = 1, END_USAGE = 2, END_UNREACHABLE = 3, END_NOT_ALLOWED = 4,
+    END_ROUTE = 5, END_IDENTITY = 6, END_EMPTY = 7, END_UNKNOWN = 8, END_LOG = 9,
+    END_IN_USE = 10, END_INPUT = 11,
     END_LIMIT = 12, END_NOT_FOUND = 13
 };
 
@@ -31,36 +33,26 @@ static const char exit_help[] =
     "  6  another key answers there      13  no such file, entry or message\n";
 
 static int exit_of(opcomms_err rc) {
-    switch (rc) {
-    case OPCOMMS_OK: return END_OK;
-    case OPCOMMS_E_CONNECT:
-    case OPCOMMS_E_TLS:
-    case OPCOMMS_E_TIMEOUT:
-    case OPCOMMS_E_CLOSED: return END_UNREACHABLE;
-    case OPCOMMS_E_NOT_ALLOWED: return END_NOT_ALLOWED;
-    case OPCOMMS_E_ROUTE: return END_ROUTE;
-    case OPCOMMS_E_IDENTITY: return END_IDENTITY;
-    case OPCOMMS_E_EMPTY: return END_EMPTY;
-    case OPCOMMS_E_UNKNOWN_OUTCOME: return END_UNKNOWN;
-    case OPCOMMS_E_LOG_DAMAGED:
-    case OPCOMMS_E_LOG_KEY:
-    case OPCOMMS_E_LOG_VERSION:
-    case OPCOMMS_E_POISONED: return END_LOG;
-    case OPCOMMS_E_IN_USE: return END_IN_USE;
-    case OPCOMMS_E_INVAL:
-    case OPCOMMS_E_ADDRESS:
-    case OPCOMMS_E_SYNTAX:
-    case OPCOMMS_E_NO_PEM:
-    case OPCOMMS_E_ENCRYPTED:
-    case OPCOMMS_E_PASSWORD:
-    case OPCOMMS_E_KEY_TYPE:
-    case OPCOMMS_E_KEY_DAMAGED:
-    case OPCOMMS_E_CERT: return END_INPUT;
-    case OPCOMMS_E_LIMIT:
-    case OPCOMMS_E_FULL: return END_LIMIT;
-    case OPCOMMS_E_NOT_FOUND: return END_NOT_FOUND;
-    default: return END_FAILED;
+    static const struct { opcomms_err rc; int code; } ends[] = {
+        {OPCOMMS_OK, END_OK}, {OPCOMMS_E_CONNECT, END_UNREACHABLE},
+        {OPCOMMS_E_TLS, END_UNREACHABLE}, {OPCOMMS_E_TIMEOUT, END_UNREACHABLE},
+        {OPCOMMS_E_CLOSED, END_UNREACHABLE}, {OPCOMMS_E_NOT_ALLOWED, END_NOT_ALLOWED},
+        {OPCOMMS_E_ROUTE, END_ROUTE}, {OPCOMMS_E_IDENTITY, END_IDENTITY},
+        {OPCOMMS_E_EMPTY, END_EMPTY}, {OPCOMMS_E_UNKNOWN_OUTCOME, END_UNKNOWN},
+        {OPCOMMS_E_LOG_DAMAGED, END_LOG}, {OPCOMMS_E_LOG_KEY, END_LOG},
+        {OPCOMMS_E_LOG_VERSION, END_LOG}, {OPCOMMS_E_POISONED, END_LOG},
+        {OPCOMMS_E_IN_USE, END_IN_USE}, {OPCOMMS_E_INVAL, END_INPUT},
+        {OPCOMMS_E_ADDRESS, END_INPUT}, {OPCOMMS_E_SYNTAX, END_INPUT},
+        {OPCOMMS_E_NO_PEM, END_INPUT}, {OPCOMMS_E_ENCRYPTED, END_INPUT},
+        {OPCOMMS_E_PASSWORD, END_INPUT}, {OPCOMMS_E_KEY_TYPE, END_INPUT},
+        {OPCOMMS_E_KEY_DAMAGED, END_INPUT}, {OPCOMMS_E_CERT, END_INPUT},
+        {OPCOMMS_E_LIMIT, END_LIMIT}, {OPCOMMS_E_FULL, END_LIMIT},
+        {OPCOMMS_E_NOT_FOUND, END_NOT_FOUND}};
+    size_t i;
+    for (i = 0; i < sizeof ends / sizeof ends[0]; i++) {
+        if (ends[i].rc == rc) return ends[i].code;
     }
+    return END_FAILED;
 }
 
 static const char *name_of(opcomms_err rc) {
@@ -79,7 +71,7 @@ static const char *name_of(opcomms_err rc) {
 static struct {
     int help, json, text, keep, raw, lines, all, all_ids, payload, unread, ca_cert, password;
     const char *key, *listen, *allow, *routes, *log, *to, *server, *from, *ca, *out, *type;
-    const char *durability, *protocol, *ip, *file;
+    const char *durability, *protocol, *ip, *file, *config;
     uint32_t id, from_id, timeout, count, max, wait, mailboxes;
     int max_set;
 } o;
@@ -96,6 +88,7 @@ static const struct opt {
     {"help", FLAG, &o.help, 0, "explains the command"},
     {"json", FLAG, &o.json, 0, "one JSON object a line instead of text for people"},
     {"key", WORD, &o.key, 0, "FILE   our private key, PEM"},
+    {"config", WORD, &o.config, 0, "FILE   settings, YAML; options come before them"},
     {"ca", WORD, &o.ca, 0, "FILE   private key of a CA of our own; default: the well-known one"},
     {"log", WORD, &o.log, 0, "FILE   our log; default opcomms-<16 digits of our hash>.log"},
     {"allow", WORD, &o.allow, 0, "FILE   allow list, YAML"},
@@ -251,6 +244,34 @@ static void json_bool(const char *name, int v) {
     fputs(v ? "true" : "false", json_to);
 }
 
+/* A whole object: names with the kinds of their values, b int as true or false, s text, u uint64_t,
+   d int, x bytes and their size_t. */
+static void json(const char *spec, ...) {
+    va_list a;
+    va_start(a, spec);
+    json_begin(stdout);
+    while (*spec != 0) {
+        char name[32];
+        size_t n = strcspn(spec, ":");
+        const void *data;
+        memcpy(name, spec, n);
+        name[n] = 0;
+        switch (spec[n + 1]) {
+        case 'b': json_bool(name, va_arg(a, int)); break;
+        case 's': json_text(name, va_arg(a, const char *)); break;
+        case 'u': json_number(name, va_arg(a, uint64_t)); break;
+        case 'd': json_signed(name, va_arg(a, int)); break;
+        default:
+            data = va_arg(a, const void *);
+            json_data(name, data, va_arg(a, size_t));
+        }
+        spec += n + 2;
+        if (*spec == ' ') spec++;
+    }
+    va_end(a);
+    json_end();
+}
+
 /* On a terminal, how far long work has come; "" ends the line. */
 static void progress(const char *what, uint64_t n, uint64_t bytes) {
     static time_t shown;
@@ -306,15 +327,9 @@ static void print_message(const opcomms_identifier *from, uint64_t number, uint3
     if (o.raw) {
         fwrite(data, 1, len, stdout);
     } else if (o.json) {
-        json_begin(stdout);
-        json_bool("ok", 1);
-        json_number("number", number);
-        json_text("from", from->hash);
-        json_signed("from_id", from->id);
-        json_text("kind", (flags & OPCOMMS_MESSAGE_TEXT) ? "text" : "bytes");
-        json_number("bytes", len);
-        json_data("text", data, len);
-        json_end();
+        json("ok:b number:u from:s from_id:d kind:s bytes:u text:x", 1, (uint64_t)number,
+             from->hash, (int)from->id, (flags & OPCOMMS_MESSAGE_TEXT) ? "text" : "bytes",
+             (uint64_t)len, data, (size_t)len);
     } else {
         printf("%llu from %s:%d, %llu bytes: ", (unsigned long long)number, from->hash, from->id,
                (unsigned long long)len);
@@ -437,6 +452,8 @@ static int password(void *user, char *buf, size_t cap) {
 static opcomms_allow_list *allow;
 static opcomms_routing_table *routes;
 static opcomms_peer *peer;
+static opcomms_client *channel;
+static opcomms_settings *settings;
 
 static void on_log(void *user, int level, const char *text) { /* never holds payload or keys */
     static const char *const names[] = {"", "error", "warning", "info"};
@@ -453,21 +470,29 @@ static void on_log(void *user, int level, const char *text) { /* never holds pay
     }
 }
 
+/* What --config says, then what the other options say. Lists are empty: whom to trust is decided by
+   the command. */
 static int begin_config(opcomms_config *cfg) {
     opcomms_config_init(cfg);
-    cfg->key_file = o.key;
-    cfg->ca_key_file = o.ca;
-    cfg->password = password;
-    cfg->log_path = o.log;
     cfg->log = on_log;
-    cfg->send_timeout_ms = o.timeout;
-    cfg->mailboxes_max = o.mailboxes;
+    cfg->password = password;
+    if (o.config != NULL) {
+        opcomms_error err;
+        opcomms_err rc = opcomms_settings_load(NULL, o.config, &settings, &err);
+        if (rc == OPCOMMS_OK) rc = opcomms_settings_config(settings, cfg);
+        if (rc != OPCOMMS_OK) return failed(o.config, rc, &err);
+    }
+    if (o.key != NULL) cfg->key_file = o.key;
+    if (o.ca != NULL) cfg->ca_key_file = o.ca;
+    if (o.log != NULL) cfg->log_path = o.log;
+    if (o.listen != NULL) cfg->address = o.listen;
+    if (o.timeout != 0) cfg->send_timeout_ms = o.timeout;
+    if (o.mailboxes != 0) cfg->mailboxes_max = o.mailboxes;
+    if (cfg->key_file == NULL) return usage("--key is needed, or --config with a key_file", NULL);
     if (opcomms_allow_list_new(NULL, &allow) != OPCOMMS_OK ||
         opcomms_routing_table_new(NULL, &routes) != OPCOMMS_OK) {
         return no_memory();
     }
-    cfg->allow = allow;
-    cfg->routes = routes;
     return END_OK;
 }
 
@@ -477,31 +502,41 @@ static int open_peer(const opcomms_config *cfg) {
     return rc == OPCOMMS_OK ? END_OK : failed(NULL, rc, &err);
 }
 
-/* A peer that only calls others: nothing is stored, and nobody but `whom` is spoken to. */
-static int open_caller(const char *hash) {
+/* A peer that does not listen, and speaks to nobody but `hash`. With a store it has our log, which
+   must exist when `taking`; without, it only calls, and nothing is stored. */
+static int open_quiet(const char *hash, int store, int taking) {
     opcomms_config cfg;
     int x = begin_config(&cfg);
     if (x != END_OK) return x;
-    cfg.flags = OPCOMMS_NO_LISTEN | OPCOMMS_MEMORY_STORE;
-    cfg.log_path = NULL;
-    if (opcomms_allow_list_add(allow, hash, NULL) != OPCOMMS_OK) return no_memory();
-    return open_peer(&cfg);
-}
-
-/* A peer with our log, not listening. */
-static int open_store(const char *hash) {
-    opcomms_config cfg;
-    int x = begin_config(&cfg);
-    if (x != END_OK) return x;
-    cfg.flags = OPCOMMS_NO_LISTEN;
+    cfg.allow = allow;
+    cfg.routes = routes;
+    cfg.flags |= OPCOMMS_NO_LISTEN;
+    if (!store) cfg.flags |= OPCOMMS_MEMORY_STORE;
+    if (store && (cfg.flags & OPCOMMS_MEMORY_STORE)) return usage("a log is needed", NULL);
+    if (taking && cfg.log_path == NULL) return usage("give --server or --log", NULL);
+    if (taking && access(cfg.log_path, F_OK) != 0) {
+        return failed(cfg.log_path, OPCOMMS_E_NOT_FOUND, NULL);
+    }
     if (hash != NULL && opcomms_allow_list_add(allow, hash, NULL) != OPCOMMS_OK) {
         return no_memory();
     }
     return open_peer(&cfg);
 }
 
+/* The same with a channel to a server. */
+static int open_channel(const opcomms_identifier *server, const char *address, int store) {
+    opcomms_error err;
+    opcomms_err rc;
+    int x = open_quiet(server->hash, store, 0);
+    if (x != END_OK) return x;
+    rc = opcomms_client_open(peer, server->hash, address, &channel, &err);
+    return rc == OPCOMMS_OK ? END_OK : failed(address, rc, &err);
+}
+
 /* Ends the peer. A storage error turns a success into a failure. */
 static int close_peer(int x) {
+    opcomms_client_close(channel);
+    channel = NULL;
     if (peer != NULL) {
         opcomms_err rc = opcomms_stop(peer);
         if (rc != OPCOMMS_OK && x == END_OK) x = failed(NULL, rc, NULL);
@@ -510,6 +545,8 @@ static int close_peer(int x) {
     peer = NULL;
     opcomms_allow_list_release(allow);
     opcomms_routing_table_release(routes);
+    opcomms_settings_free(settings);
+    settings = NULL;
     allow = NULL;
     routes = NULL;
     return x;
@@ -542,12 +579,7 @@ static int cmd_keygen(int n, char **arg) {
         printf("%s\n", hash);
         return END_OK;
     }
-    json_begin(stdout);
-    json_bool("ok", 1);
-    json_text("file", arg[0]);
-    json_text("type", type);
-    json_text("hash", hash);
-    json_end();
+    json("ok:b file:s type:s hash:s", 1, arg[0], type, hash);
     return END_OK;
 }
 
@@ -574,12 +606,7 @@ static int cmd_hash(int n, char **arg) {
         if (rc != OPCOMMS_OK) {
             x = failed(arg[i], rc, &err);
         } else if (o.json) {
-            json_begin(stdout);
-            json_bool("ok", 1);
-            json_text("file", arg[i]);
-            json_text("of", is_key ? "key" : "certificate");
-            json_text("hash", hash);
-            json_end();
+            json("ok:b file:s of:s hash:s", 1, arg[i], is_key ? "key" : "certificate", hash);
         } else if (n > 1) {
             printf("%s  %s\n", hash, arg[i]);
         } else {
@@ -636,7 +663,6 @@ static int cmd_cert(int n, char **arg) {
 /* ---- sending --------------------------------------------------------------------------------- */
 
 static struct {
-    opcomms_client *client;
     opcomms_identifier to;
     uint64_t sent, bytes;
 } out;
@@ -644,7 +670,7 @@ static struct {
 static int send_one(const void *data, size_t len) {
     opcomms_error err;
     char what[64];
-    opcomms_err rc = opcomms_client_send(out.client, (uint8_t)o.from_id, &out.to, data, len,
+    opcomms_err rc = opcomms_client_send(channel, (uint8_t)o.from_id, &out.to, data, len,
                                          o.text ? OPCOMMS_MESSAGE_TEXT : 0, o.timeout, &err);
     if (rc != OPCOMMS_OK) {
         snprintf(what, sizeof what, "message %llu", (unsigned long long)out.sent + 1);
@@ -654,11 +680,7 @@ static int send_one(const void *data, size_t len) {
     out.bytes += len;
     progress("sent", out.sent, out.bytes);
     if (o.json) {
-        json_begin(stdout);
-        json_bool("ok", 1);
-        json_number("sent", out.sent);
-        json_number("bytes", len);
-        json_end();
+        json("ok:b sent:u bytes:u", 1, (uint64_t)out.sent, (uint64_t)len);
     }
     return END_OK;
 }
@@ -688,11 +710,9 @@ static int send_lines(void) {
 
 static int cmd_send(int n, char **arg) {
     opcomms_identifier server;
-    opcomms_error err;
-    opcomms_err rc;
     char address[64];
     int i, x;
-    if (o.key == NULL || o.to == NULL) return usage("--key and --to are needed", NULL);
+    if (o.to == NULL) return usage("--to is needed", NULL);
     if ((n > 0) + (o.file != NULL) + o.lines > 1) {
         return usage("give messages, --file or --lines, one of them", NULL);
     }
@@ -705,11 +725,7 @@ static int cmd_send(int n, char **arg) {
         if (!parse_whom(o.to, &out.to, address)) return usage("not HASH[:ID]@IP:PORT", o.to);
         server = out.to;
     }
-    x = open_caller(server.hash);
-    if (x == END_OK) {
-        rc = opcomms_client_open(peer, server.hash, address, &out.client, &err);
-        if (rc != OPCOMMS_OK) x = failed(address, rc, &err);
-    }
+    x = open_channel(&server, address, 0);
     if (x != END_OK) return close_peer(x);
     for (i = 0; i < n && x == END_OK; i++) x = send_one(arg[i], strlen(arg[i]));
     if (o.file != NULL && strcmp(o.file, "-") != 0) {
@@ -729,7 +745,6 @@ static int cmd_send(int n, char **arg) {
     if (!o.json && x == END_OK) {
         printf("sent %llu to %s:%d\n", (unsigned long long)out.sent, out.to.hash, out.to.id);
     }
-    opcomms_client_close(out.client);
     return close_peer(x);
 }
 
@@ -744,10 +759,9 @@ static int cmd_ping(int n, char **arg) {
     char address[64];
     uint32_t i, count = o.count != 0 ? o.count : 1;
     int x;
-    if (o.key == NULL) return usage("--key is needed", NULL);
     (void)n;
     if (!parse_whom(arg[0], &to, address)) return usage("not HASH@IP:PORT", arg[0]);
-    x = open_caller(to.hash);
+    x = open_quiet(to.hash, 0, 0);
     for (i = 0; i < count && x == END_OK; i++) {
         uint64_t start = now_us(), took;
         opcomms_err rc = opcomms_ping(peer, to.hash, address, o.timeout, &err);
@@ -755,12 +769,7 @@ static int cmd_ping(int n, char **arg) {
         if (rc != OPCOMMS_OK) {
             x = failed(address, rc, &err);
         } else if (o.json) {
-            json_begin(stdout);
-            json_bool("ok", 1);
-            json_text("hash", to.hash);
-            json_text("address", address);
-            json_number("us", took);
-            json_end();
+            json("ok:b hash:s address:s us:u", 1, to.hash, address, (uint64_t)took);
         } else {
             printf("%s answers in %llu us\n", address, (unsigned long long)took);
             fflush(stdout);
@@ -782,14 +791,14 @@ static void rest_ms(long ms) {
 static int printed(void) { return fflush(stdout) == 0 && !ferror(stdout); }
 
 /* From our mailbox at a server. */
-static int recv_remote(opcomms_client *c, uint32_t most, char *buf) {
+static int recv_remote(uint32_t most, char *buf) {
     uint64_t start = now_us();
     uint32_t got = 0;
     opcomms_error err;
     while (most == 0 || got < most) {
         opcomms_mail mail;
         opcomms_err rc =
-            opcomms_client_get(c, (uint8_t)o.id, &mail, buf, BYTES_MAX, o.timeout, &err);
+            opcomms_client_get(channel, (uint8_t)o.id, &mail, buf, BYTES_MAX, o.timeout, &err);
         if (rc == OPCOMMS_E_EMPTY && got == 0 &&
             now_us() - start < (uint64_t)o.wait * 1000000u) {
             rest_ms(200);
@@ -801,7 +810,7 @@ static int recv_remote(opcomms_client *c, uint32_t most, char *buf) {
         if (!printed()) return failed("standard output", OPCOMMS_E_IO, NULL);
         got++;
         if (o.keep) break; /* the next call would give the same one again */
-        rc = opcomms_client_ack(c, (uint8_t)o.id, mail.uid, o.timeout, &err);
+        rc = opcomms_client_ack(channel, (uint8_t)o.id, mail.uid, o.timeout, &err);
         if (rc != OPCOMMS_OK) return failed("not acknowledged, will come again", rc, &err);
     }
     return END_OK;
@@ -854,33 +863,19 @@ static int recv_local(uint32_t most, char *buf) {
 
 static int cmd_recv(int n, char **arg) {
     opcomms_identifier server;
-    opcomms_client *c = NULL;
-    opcomms_error err;
-    opcomms_err rc;
     char address[64], *buf;
     uint32_t most = o.max_set ? o.max : 1;
     int x;
     (void)n;
     (void)arg;
-    if (o.key == NULL) return usage("--key is needed", NULL);
-    if ((o.server != NULL) == (o.log != NULL)) return usage("give --server or --log", NULL);
+    if (o.server != NULL && o.log != NULL) return usage("give --server or --log", NULL);
     if (o.server != NULL && !parse_whom(o.server, &server, address)) {
         return usage("not HASH@IP:PORT", o.server);
     }
     buf = (char *)malloc(BYTES_MAX);
     if (buf == NULL) return no_memory();
-    if (o.log != NULL && access(o.log, F_OK) != 0) { /* taking from it must not make it */
-        x = failed(o.log, OPCOMMS_E_NOT_FOUND, NULL);
-    } else {
-        x = o.server != NULL ? open_caller(server.hash) : open_store(NULL);
-    }
-    if (x == END_OK && o.server != NULL) {
-        rc = opcomms_client_open(peer, server.hash, address, &c, &err);
-        x = rc != OPCOMMS_OK ? failed(address, rc, &err) : recv_remote(c, most, buf);
-        opcomms_client_close(c);
-    } else if (x == END_OK) {
-        x = recv_local(most, buf);
-    }
+    x = o.server != NULL ? open_channel(&server, address, 0) : open_quiet(NULL, 1, 1);
+    if (x == END_OK) x = o.server != NULL ? recv_remote(most, buf) : recv_local(most, buf);
     free(buf);
     return close_peer(x);
 }
@@ -923,11 +918,20 @@ static int serve_config(opcomms_config *cfg) {
             return usage("no such protocol", o.protocol);
         }
     }
-    cfg->address = o.listen;
-    rc = opcomms_allow_list_load(allow, o.allow, &err);
-    if (rc != OPCOMMS_OK) return failed(o.allow, rc, &err);
-    rc = opcomms_routing_table_load(routes, o.routes, &err);
-    return rc == OPCOMMS_OK ? END_OK : failed(o.routes, rc, &err);
+    if (o.allow != NULL) {
+        rc = opcomms_allow_list_load(allow, o.allow, &err);
+        if (rc != OPCOMMS_OK) return failed(o.allow, rc, &err);
+        cfg->allow = allow;
+    }
+    if (o.routes != NULL) {
+        rc = opcomms_routing_table_load(routes, o.routes, &err);
+        if (rc != OPCOMMS_OK) return failed(o.routes, rc, &err);
+        cfg->routes = routes;
+    }
+    if (cfg->allow == NULL || cfg->routes == NULL) {
+        return usage("--allow and --routes are needed, or --config that has them", NULL);
+    }
+    return END_OK;
 }
 
 static void say_listening(void) {
@@ -935,42 +939,23 @@ static void say_listening(void) {
     (void)opcomms_get_pubk_hash(peer, hash);
     (void)opcomms_get_address(peer, address, sizeof address);
     if (o.json) {
-        json_begin(stdout);
-        json_bool("ok", 1);
-        json_text("event", "listening");
-        json_text("hash", hash);
-        json_text("address", address);
-        json_end();
+        json("ok:b event:s hash:s address:s", 1, "listening", hash, address);
     } else {
         fprintf(o.raw ? stderr : stdout, "I am %s@%s\n", hash, address);
         fflush(stdout);
     }
 }
 
-/* Both files are read before either is in force: half a change is none. */
-static void reload(void) {
-    opcomms_allow_list *new_allow = NULL;
-    opcomms_routing_table *new_routes = NULL;
+/* Each list is read again from its file: as a whole or, when something is wrong, not at all. */
+static void reload(const opcomms_config *cfg) {
     opcomms_error err;
-    opcomms_err rc = opcomms_allow_list_new(NULL, &new_allow);
-    const char *what = o.allow;
-    if (rc == OPCOMMS_OK) rc = opcomms_routing_table_new(NULL, &new_routes);
-    if (rc == OPCOMMS_OK) rc = opcomms_allow_list_load(new_allow, o.allow, &err);
-    if (rc == OPCOMMS_OK) {
-        what = o.routes;
-        rc = opcomms_routing_table_load(new_routes, o.routes, &err);
-    }
-    if (rc == OPCOMMS_OK) {
-        rc = opcomms_routing_table_reload(routes, &err);
-        if (rc == OPCOMMS_OK) rc = opcomms_allow_list_reload(allow, &err);
-    }
-    opcomms_allow_list_release(new_allow);
-    opcomms_routing_table_release(new_routes);
-    if (rc != OPCOMMS_OK) {
-        fprintf(stderr, "opcomms serve: %s: %s; the lists stay as they were\n", what, err.text);
-    } else {
-        fprintf(stderr, "opcomms serve: lists are read again\n");
-    }
+    opcomms_err rc = opcomms_allow_list_reload(cfg->allow, &err);
+    int bad = rc != OPCOMMS_OK;
+    if (bad) fprintf(stderr, "opcomms serve: allow list stays as before: %s\n", err.text);
+    rc = opcomms_routing_table_reload(cfg->routes, &err);
+    bad |= rc != OPCOMMS_OK;
+    if (rc != OPCOMMS_OK) fprintf(stderr, "opcomms serve: routes stay as before: %s\n", err.text);
+    if (!bad) fprintf(stderr, "opcomms serve: lists are read again\n");
 }
 
 static int cmd_serve(int n, char **arg) {
@@ -980,9 +965,6 @@ static int cmd_serve(int n, char **arg) {
     int x;
     (void)n;
     (void)arg;
-    if (o.key == NULL || o.allow == NULL || o.routes == NULL) {
-        return usage("--key, --allow and --routes are needed", NULL);
-    }
     buf = (char *)malloc(BYTES_MAX);
     if (buf == NULL) return no_memory();
     x = begin_config(&cfg);
@@ -998,7 +980,7 @@ static int cmd_serve(int n, char **arg) {
         opcomms_err rc;
         if (reload_asked) {
             reload_asked = 0;
-            reload();
+            reload(&cfg);
         }
         if (o.keep) { /* a mailbox server: its clients fetch */
             rest_ms(100);
@@ -1020,18 +1002,18 @@ static struct {
 } drained;
 
 /* One mailbox: fetched, stored durably here, and only then acknowledged there. */
-static int drain_box(opcomms_client *c, uint8_t id, char *buf) {
+static int drain_box(uint8_t id, char *buf) {
     opcomms_error err;
     char what[80];
     for (;;) {
         opcomms_mail mail;
-        opcomms_err rc = opcomms_client_get(c, id, &mail, buf, BYTES_MAX, o.timeout, &err);
+        opcomms_err rc = opcomms_client_get(channel, id, &mail, buf, BYTES_MAX, o.timeout, &err);
         if (rc == OPCOMMS_E_EMPTY) return END_OK;
         if (rc != OPCOMMS_OK) return failed("fetching", rc, &err);
         rc = opcomms_local_import(peer, id, &mail, buf, &err);
         snprintf(what, sizeof what, "message %llu, storing it here", (unsigned long long)mail.uid);
         if (rc != OPCOMMS_OK) return failed(what, rc, &err);
-        rc = opcomms_client_ack(c, id, mail.uid, o.timeout, &err);
+        rc = opcomms_client_ack(channel, id, mail.uid, o.timeout, &err);
         snprintf(what, sizeof what, "message %llu, stored here but not removed there",
                  (unsigned long long)mail.uid);
         if (rc != OPCOMMS_OK) return failed(what, rc, &err);
@@ -1043,37 +1025,25 @@ static int drain_box(opcomms_client *c, uint8_t id, char *buf) {
 
 static int cmd_drain(int n, char **arg) {
     opcomms_identifier server;
-    opcomms_client *c = NULL;
-    opcomms_error err;
-    opcomms_err rc;
     char address[64], *buf;
     uint32_t id;
     int x;
     (void)n;
     (void)arg;
-    if (o.key == NULL || o.from == NULL) return usage("--key and --from are needed", NULL);
+    if (o.from == NULL) return usage("--from is needed", NULL);
     if (!parse_whom(o.from, &server, address)) return usage("not HASH@IP:PORT", o.from);
     buf = (char *)malloc(BYTES_MAX);
     if (buf == NULL) return no_memory();
-    x = open_store(server.hash);
-    if (x == END_OK) {
-        rc = opcomms_client_open(peer, server.hash, address, &c, &err);
-        if (rc != OPCOMMS_OK) x = failed(address, rc, &err);
-    }
+    x = open_channel(&server, address, 1);
     for (id = 0; x == END_OK && id < 256; id++) {
-        if (o.all_ids || id == o.id) x = drain_box(c, (uint8_t)id, buf);
+        if (o.all_ids || id == o.id) x = drain_box((uint8_t)id, buf);
     }
-    opcomms_client_close(c);
     progress("", 0, 0);
     free(buf);
     x = close_peer(x);
     if (o.json) {
-        json_begin(stdout);
-        json_bool("ok", x == END_OK);
-        json_number("drained", drained.messages);
-        json_number("bytes", drained.bytes);
-        json_bool("empty", x == END_OK);
-        json_end();
+        json("ok:b drained:u bytes:u empty:b", x == END_OK, (uint64_t)drained.messages,
+             (uint64_t)drained.bytes, x == END_OK);
     } else {
         printf("drained %llu messages, %llu bytes%s\n", (unsigned long long)drained.messages,
                (unsigned long long)drained.bytes, x == END_OK ? "; nothing is left there" : "");
@@ -1099,20 +1069,33 @@ static int load_list(const char *path, int is_routes, int may_be_new) {
     return rc == OPCOMMS_OK ? END_OK : failed(path, rc, &err);
 }
 
-static int save_list(const char *path, int is_routes) {
+/* The end of a change that came out as rc: writes the file. */
+static int save_list(const char *path, int is_routes, opcomms_err rc) {
     opcomms_error err;
-    opcomms_err rc = is_routes ? opcomms_routing_table_save(routes, path, &err)
-                               : opcomms_allow_list_save(allow, path, &err);
-    if (rc != OPCOMMS_OK) return failed(path, rc, &err);
-    if (o.json) {
-        json_begin(stdout);
-        json_bool("ok", 1);
-        json_text("file", path);
-        json_number("entries", is_routes ? opcomms_routing_table_count(routes)
-                                         : opcomms_allow_list_count(allow));
-        json_bool("allow_all", is_routes ? opcomms_routing_table_is_all(routes)
-                                         : opcomms_allow_list_is_all(allow));
-        json_end();
+    uint64_t count;
+    int all;
+    if (rc != OPCOMMS_OK) return close_peer(failed(path, rc, NULL));
+    rc = is_routes ? opcomms_routing_table_save(routes, path, &err)
+                   : opcomms_allow_list_save(allow, path, &err);
+    if (rc != OPCOMMS_OK) return close_peer(failed(path, rc, &err));
+    count = is_routes ? opcomms_routing_table_count(routes) : opcomms_allow_list_count(allow);
+    all = is_routes ? opcomms_routing_table_is_all(routes) : opcomms_allow_list_is_all(allow);
+    if (o.json) json("ok:b file:s entries:u allow_all:b", 1, path, count, all);
+    return close_peer(END_OK);
+}
+
+/* The begin of a change: loads, and does what --all says. Entries beside allow_all have no effect,
+   and are not written. */
+static int change_list(const char *path, int is_routes, int adding) {
+    int x = load_list(path, is_routes, adding);
+    int all = is_routes ? opcomms_routing_table_is_all(routes) : opcomms_allow_list_is_all(allow);
+    if (x != END_OK) return close_peer(x);
+    if (o.all) {
+        (void)(is_routes ? opcomms_routing_table_allow_all(routes, adding)
+                         : opcomms_allow_list_allow_all(allow, adding)); /* no list is missing */
+    } else if (all) {
+        return close_peer(failed("it says allow_all, beside which nothing counts",
+                                 OPCOMMS_E_INVAL, NULL));
     }
     return END_OK;
 }
@@ -1120,11 +1103,7 @@ static int save_list(const char *path, int is_routes) {
 /* What a check found: the answer, in words, and its exit code. */
 static int answer(int yes, int exit_no, const char *why) {
     if (o.json) {
-        json_begin(stdout);
-        json_bool("ok", yes);
-        json_text("why", why);
-        json_number("exit", (uint64_t)(yes ? END_OK : exit_no));
-        json_end();
+        json("ok:b why:s exit:u", yes, why, (uint64_t)(yes ? END_OK : exit_no));
     } else {
         printf("%s: ", yes ? "yes" : "no");
         print_safe(stdout, why, strlen(why));
@@ -1133,27 +1112,38 @@ static int answer(int yes, int exit_no, const char *why) {
     return yes ? END_OK : exit_no;
 }
 
-static int cmd_allow_list(int n, char **arg) {
-    static char hash[ENTRY_MAX], ip[ENTRY_MAX];
+static int print_list(const char *path, int is_routes) {
+    static char a[ENTRY_MAX], b[ENTRY_MAX];
     size_t i;
-    int x = load_list(arg[0], 0, 0);
-    (void)n;
-    if (x == END_OK && opcomms_allow_list_is_all(allow)) {
+    int x = load_list(path, is_routes, 0);
+    if (x != END_OK) return close_peer(x);
+    if (is_routes ? opcomms_routing_table_is_all(routes) : opcomms_allow_list_is_all(allow)) {
         printf(o.json ? "{\"allow_all\":true}\n" : "allow_all\n");
     }
-    for (i = 0; x == END_OK; i++) {
-        if (opcomms_allow_list_entry(allow, i, hash, ip, ENTRY_MAX) != OPCOMMS_OK) break;
+    for (i = 0; (is_routes ? opcomms_routing_table_entry(routes, i, a, b, ENTRY_MAX)
+                           : opcomms_allow_list_entry(allow, i, a, b, ENTRY_MAX)) == OPCOMMS_OK;
+         i++) {
+        if (b[0] == 0 && is_routes) continue; /* a sender without destinations */
+        if (b[0] == 0) strcpy(b, "any");
         if (o.json) {
-            json_begin(stdout);
-            json_text("hash", hash);
-            json_text("ip", ip[0] != 0 ? ip : "any");
-            json_end();
+            json(is_routes ? "from:s to:s" : "hash:s ip:s", a, b);
         } else {
-            print_safe(stdout, hash, strlen(hash));
-            printf("  %s\n", ip[0] != 0 ? ip : "any");
+            print_safe(stdout, a, strlen(a));
+            printf(is_routes ? " -> " : "  ");
+            print_safe(stdout, b, strlen(b));
+            printf("\n");
         }
     }
-    return close_peer(x);
+    return close_peer(END_OK);
+}
+
+static int cmd_allow_list(int n, char **arg) {
+    (void)n;
+    return print_list(arg[0], 0);
+}
+static int cmd_route_list(int n, char **arg) {
+    (void)n;
+    return print_list(arg[0], 1);
 }
 
 static int cmd_allow_add(int n, char **arg) {
@@ -1161,13 +1151,9 @@ static int cmd_allow_add(int n, char **arg) {
     opcomms_err rc = OPCOMMS_OK;
     int i, x;
     if (o.all == (n > 1)) return usage("give hashes or files, or --all", NULL);
-    x = load_list(arg[0], 0, 1);
-    if (x == END_OK && o.all) {
-        rc = opcomms_allow_list_allow_all(allow, 1);
-    } else if (x == END_OK && opcomms_allow_list_is_all(allow)) {
-        x = failed("the list says allow_all, which would hide every entry", OPCOMMS_E_INVAL, NULL);
-    }
-    for (i = 1; i < n && x == END_OK && rc == OPCOMMS_OK; i++) {
+    x = change_list(arg[0], 0, 1);
+    if (x != END_OK) return x;
+    for (i = 1; i < n; i++) {
         char hash[65];
         int is_key;
         err.code = OPCOMMS_OK;
@@ -1177,26 +1163,21 @@ static int cmd_allow_add(int n, char **arg) {
             rc = hash_file(arg[i], hash, &is_key, &err);
         }
         if (rc == OPCOMMS_OK) rc = opcomms_allow_list_add(allow, hash, o.ip);
-        if (rc != OPCOMMS_OK) x = failed(arg[i], rc, &err);
+        if (rc != OPCOMMS_OK) return close_peer(failed(arg[i], rc, &err));
     }
-    if (x == END_OK) x = rc == OPCOMMS_OK ? save_list(arg[0], 0) : failed(arg[0], rc, NULL);
-    return close_peer(x);
+    return save_list(arg[0], 0, OPCOMMS_OK);
 }
 
 static int cmd_allow_remove(int n, char **arg) {
     int i, x;
     if (o.all == (n > 1)) return usage("give hashes, or --all", NULL);
-    x = load_list(arg[0], 0, 0);
-    if (x == END_OK && o.all) (void)opcomms_allow_list_allow_all(allow, 0);
-    if (x == END_OK && !o.all && opcomms_allow_list_is_all(allow)) {
-        x = failed("the list says allow_all: everybody stays admitted", OPCOMMS_E_INVAL, NULL);
-    }
-    for (i = 1; i < n && x == END_OK; i++) {
+    x = change_list(arg[0], 0, 0);
+    if (x != END_OK) return x;
+    for (i = 1; i < n; i++) {
         opcomms_err rc = opcomms_allow_list_remove(allow, arg[i]);
-        if (rc != OPCOMMS_OK) x = failed(arg[i], rc, NULL);
+        if (rc != OPCOMMS_OK) return close_peer(failed(arg[i], rc, NULL));
     }
-    if (x == END_OK) x = save_list(arg[0], 0);
-    return close_peer(x);
+    return save_list(arg[0], 0, OPCOMMS_OK);
 }
 
 /* Does the allow list admit the hash, and why? */
@@ -1244,32 +1225,6 @@ static int rule_end(const char *text, opcomms_identifier *id) {
            is_hash(id->hash, strlen(id->hash));
 }
 
-static int cmd_route_list(int n, char **arg) {
-    static char from[ENTRY_MAX], to[ENTRY_MAX];
-    size_t i;
-    int x = load_list(arg[0], 1, 0);
-    (void)n;
-    if (x == END_OK && opcomms_routing_table_is_all(routes)) {
-        printf(o.json ? "{\"allow_all\":true}\n" : "allow_all\n");
-    }
-    for (i = 0; x == END_OK; i++) {
-        if (opcomms_routing_table_entry(routes, i, from, to, ENTRY_MAX) != OPCOMMS_OK) break;
-        if (to[0] == 0) continue;
-        if (o.json) {
-            json_begin(stdout);
-            json_text("from", from);
-            json_text("to", to);
-            json_end();
-        } else {
-            print_safe(stdout, from, strlen(from));
-            printf(" -> ");
-            print_safe(stdout, to, strlen(to));
-            printf("\n");
-        }
-    }
-    return close_peer(x);
-}
-
 static int cmd_route_add(int n, char **arg) {
     opcomms_identifier id;
     opcomms_err rc = OPCOMMS_OK;
@@ -1278,17 +1233,12 @@ static int cmd_route_add(int n, char **arg) {
     for (i = 1; i < n; i++) {
         if (!rule_end(arg[i], &id)) return usage("not HASH:ID or HASH:~", arg[i]);
     }
-    x = load_list(arg[0], 1, 1);
-    if (x == END_OK && o.all) {
-        rc = opcomms_routing_table_allow_all(routes, 1);
-    } else if (x == END_OK && opcomms_routing_table_is_all(routes)) {
-        x = failed("the table says allow_all, which would hide every rule", OPCOMMS_E_INVAL, NULL);
-    }
-    for (i = 2; i < n && x == END_OK && rc == OPCOMMS_OK; i++) {
+    x = change_list(arg[0], 1, 1);
+    if (x != END_OK) return x;
+    for (i = 2; i < n && rc == OPCOMMS_OK; i++) {
         rc = opcomms_routing_table_add(routes, arg[1], arg[i]);
     }
-    if (x == END_OK) x = rc == OPCOMMS_OK ? save_list(arg[0], 1) : failed(arg[0], rc, NULL);
-    return close_peer(x);
+    return save_list(arg[0], 1, rc);
 }
 
 static int cmd_route_remove(int n, char **arg) {
@@ -1296,21 +1246,14 @@ static int cmd_route_remove(int n, char **arg) {
     int i, x;
     if (o.all ? n != 1 : n < 2 && o.to == NULL) return usage("give FROM, --to TO or --all", NULL);
     if (o.to != NULL && n > 1) return usage("give FROM and TO, or --to alone", NULL);
-    x = load_list(arg[0], 1, 0);
-    if (x == END_OK && o.all) {
-        rc = opcomms_routing_table_allow_all(routes, 0);
-    } else if (x == END_OK && opcomms_routing_table_is_all(routes)) {
-        x = failed("the table says allow_all: everything stays permitted", OPCOMMS_E_INVAL, NULL);
-    } else if (x == END_OK && o.to != NULL) {
-        rc = opcomms_routing_table_remove_all_to(routes, o.to);
-    } else if (x == END_OK && n == 2) {
-        rc = opcomms_routing_table_remove_all_from(routes, arg[1]);
-    }
-    for (i = 2; i < n && x == END_OK && rc == OPCOMMS_OK; i++) {
+    x = change_list(arg[0], 1, 0);
+    if (x != END_OK) return x;
+    if (o.to != NULL) rc = opcomms_routing_table_remove_all_to(routes, o.to);
+    if (n == 2) rc = opcomms_routing_table_remove_all_from(routes, arg[1]);
+    for (i = 2; i < n && rc == OPCOMMS_OK; i++) {
         rc = opcomms_routing_table_remove(routes, arg[1], arg[i]);
     }
-    if (x == END_OK) x = rc == OPCOMMS_OK ? save_list(arg[0], 1) : failed("the rule", rc, NULL);
-    return close_peer(x);
+    return save_list(arg[0], 1, rc);
 }
 
 /* Does one end of a rule match an identifier? */
@@ -1577,16 +1520,10 @@ static int cmd_log_repair(int n, char **arg) {
     rc = opcomms_log_repair(arg[0], arg[1], &r, &err);
     if (rc != OPCOMMS_OK) return failed(arg[0], rc, &err);
     if (o.json) {
-        json_begin(stdout);
-        json_bool("ok", r.broken == 0);
-        json_text("file", arg[1]);
-        json_number("saved", r.unread);
-        json_number("saved_bytes", r.unread_bytes);
-        json_number("salvaged", r.salvaged);
-        json_number("broken", r.broken);
-        json_number("bad_parts", r.bad_parts);
-        json_number("bad_bytes", r.bad_bytes);
-        json_end();
+        json("ok:b file:s saved:u saved_bytes:u salvaged:u broken:u bad_parts:u bad_bytes:u",
+             r.broken == 0, arg[1], (uint64_t)r.unread, (uint64_t)r.unread_bytes,
+             (uint64_t)r.salvaged, (uint64_t)r.broken, (uint64_t)r.bad_parts,
+             (uint64_t)r.bad_bytes);
     } else {
         printf("%llu unread messages are in %s, %llu of them out of damaged parts\n",
                (unsigned long long)r.unread, arg[1], (unsigned long long)r.salvaged);
@@ -1618,24 +1555,25 @@ static const struct command {
     {"cert", cmd_cert, 0, 1, "ca out ca-cert", "KEY",
      "Prints the certificate a peer with this key shows, PEM.", "opcomms cert alice.key"},
     {"serve", cmd_serve, 0, 0,
-     "key ca listen allow routes log durability protocol mailboxes id count keep raw", "",
+     "key config ca listen allow routes log durability protocol mailboxes id count keep raw", "",
      "Listens, prints and acknowledges what arrives, until SIGINT or SIGTERM, or until --count\n"
-     "messages came. SIGHUP reads both lists again. With --keep nothing is taken: a mailbox\n"
-     "server whose clients fetch; --mailboxes opens it to third parties.",
+     "messages came. SIGHUP reads the lists again from their files. With --keep\n"
+     "nothing is taken: a mailbox server whose clients fetch; --mailboxes opens it to third\n"
+     "parties.",
      "opcomms serve --key bob.key --listen 127.0.0.1:9002 --allow allow.yaml "
      "--routes routes.yaml"},
-    {"send", cmd_send, 0, -1, "key ca to server from-id file lines text timeout",
+    {"send", cmd_send, 0, -1, "key config ca to server from-id file lines text timeout",
      "[MESSAGE...]",
      "Sends each MESSAGE, or the content of --file, or all of standard input, or each of its\n"
      "lines, and ends when the receiver has stored it. The first failure ends it. With\n"
      "--server the mail is put into mailbox --to HASH:ID at that server.",
      "opcomms send --key alice.key --to $BOB@127.0.0.1:9002 \"hello bob\""},
-    {"recv", cmd_recv, 0, 0, "key ca server log id max wait timeout keep raw", "",
+    {"recv", cmd_recv, 0, 0, "key config ca server log id max wait timeout keep raw", "",
      "Takes messages out of our mailbox at a server (--server), or out of our own log while its\n"
      "peer is not running (--log). A message is acknowledged when it is printed. --keep leaves\n"
      "it: of a server the oldest is shown, of a log up to 64.",
      "opcomms recv --key alice.key --server $BOB@127.0.0.1:9002 --max 0"},
-    {"ping", cmd_ping, 1, 1, "key ca count timeout", "HASH@IP:PORT",
+    {"ping", cmd_ping, 1, 1, "key config ca count timeout", "HASH@IP:PORT",
      "Asks whether a peer answers, and whether it has that key.",
      "opcomms ping --key alice.key $BOB@127.0.0.1:9002"},
     {"allow list", cmd_allow_list, 1, 1, "", "FILE", "Lists who is admitted.",
@@ -1673,7 +1611,7 @@ static const struct command {
      "Saves everything unread that is valid from a damaged log into a new one. The old file is\n"
      "not changed.",
      "opcomms log repair bob.log bob-new.log"},
-    {"drain", cmd_drain, 0, 0, "key ca log from id all-ids timeout", "",
+    {"drain", cmd_drain, 0, 0, "key config ca log from id all-ids timeout", "",
      "Moves our mail from a server (Rust or C) into our own log, senders and order kept, before\n"
      "we serve ourselves. Each message is acknowledged there when it is durable here. Our peer\n"
      "must not be running.",

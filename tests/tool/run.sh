@@ -318,7 +318,7 @@ recv_from_a_server() {
         run 0 recv --key alice.key --server "$at" --id 3 --max 0 --json && json 'len(all) == 2' &&
         run 7 recv --key alice.key --server "$at" --id 3 --wait 1 &&
         cp allow.yaml good && cp bad.yaml allow.yaml && kill -HUP "$server" &&
-        await bob.err "stay as they were" && cp good allow.yaml &&
+        await bob.err "stays as before" && cp good allow.yaml &&
         run 0 ping --key alice.key "$at" && ends "$server"
 }
 recv_waits() {
@@ -328,6 +328,29 @@ recv_waits() {
     pids="$pids $waiter"
     run 0 send --key alice.key --server "$at" --to "$alice:3" later && wait $waiter &&
         grep -q later wait.out && ends "$server"
+}
+
+settings_are_read() {
+    mkdir -p etc && cp alice.key bob.key allow.yaml etc && cp bad.yaml etc/bad.yaml
+    printf 'key_file: bob.key\nallow: allow.yaml\nroutes: allow_all\nlog_path: b.log\n' \
+        >etc/bob.yaml
+    printf 'key_file: alice.key\n' >etc/alice.yaml
+    printf 'key_file: alice.key\nlogs: x\n' >etc/wrong.yaml
+    rm -f bob.out
+    "$tool" serve --config etc/bob.yaml --listen 127.0.0.1:0 --keep >bob.out 2>bob.err &
+    server=$!
+    pids="$pids $server"
+    await bob.out "I am"
+    at=$(sed -n 's/^I am //p' bob.out)
+    run 0 send --config etc/alice.yaml --to "$at" "by settings" &&
+        run 4 send --config etc/alice.yaml --key carol.key --to "$at" no &&
+        kill -HUP "$server" && await bob.err "routes stay as before" && ends "$server" &&
+        run 0 recv --config etc/bob.yaml && shows "by settings" && [ -e etc/b.log ] &&
+        run 2 recv --config etc/alice.yaml && run 2 serve --config etc/alice.yaml &&
+        run 11 ping --config etc/wrong.yaml "$at" && says "line 2" &&
+        run 11 ping --config etc/wrong.yaml "$at" --json && json 'j["line"] == 2' &&
+        run 13 ping --config etc/none.yaml "$at" && sed -i 's/allow.yaml/bad.yaml/' etc/bob.yaml &&
+        run 11 recv --config etc/bob.yaml
 }
 
 # ---- a mailbox moves ----------------------------------------------------------------------------
@@ -464,6 +487,7 @@ claim "recv takes from the own log" recv_from_the_own_log
 claim "what cannot be printed is not taken" unprinted_is_not_taken
 claim "recv takes from a server, which reads its lists again" recv_from_a_server
 claim "recv waits" recv_waits
+claim "settings come from a file, options before them" settings_are_read
 claim "drain moves everything with its senders" drain_moves_everything
 claim "drain loses nothing when it fails" drain_loses_nothing_when_it_fails
 claim "log verify, dump, stats" log_says_what_is_in_it
