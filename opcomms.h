@@ -158,6 +158,7 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
 
 8  LOG FORMAT
     Written out byte by byte at the top of section >>log.
+    opcomms_log_verify, _dump and _repair read a log without its peer (section >>look).
 
 9  THREADS, LIFETIME, OWNERSHIP
     Every function may be called from any thread unless its comment says otherwise. A peer with a
@@ -990,8 +991,9 @@ OPCOMMS_API opcomms_err opcomms_log_entry_read(const opcomms_log_entry *entry, u
    comes again. The new log appears under its name when it is complete, synced and checked. The old
    one is locked meanwhile: OPCOMMS_E_IN_USE when a peer has it open, or when out_path exists.
    OPCOMMS_E_LOG_DAMAGED: both copies of its header are gone. OPCOMMS_E_LOG_VERSION: it holds what
-   only a newer version understands. OPCOMMS_E_EMPTY: it was never begun. Disk and memory as
-   opcomms_log_verify, and the report is of the old log. Any thread; blocks. */
+   only a newer version understands; OPCOMMS_E_LIMIT: a message beyond OPCOMMS_MAX_FRAME;
+   OPCOMMS_E_EMPTY: it was never begun. Disk and memory as opcomms_log_verify, and the report is of
+   the old log. Any thread; blocks. */
 OPCOMMS_API opcomms_err opcomms_log_repair(const char *path, const char *out_path,
                                            opcomms_log_report *report, opcomms_error *err);
 
@@ -8134,8 +8136,9 @@ OPC__FN opcomms_err opc__log_open(const opc__log_options *o, opc__store_found fo
 
 /* >>look ==== L2 ==== a log read without its peer: verified, listed, salvaged into a new one */
 
-/* The index is a row of numbers, message number * 4 + kind, and beside each where its message lies.
-   Sorted, all that is known of a message stands together, and the best copy of several first. */
+/* The index is a row of keys, (message number - 1) * 4 + kind, and beside each where its message
+   lies; 2^62 is the highest number. Sorted, all that is known of a message stands together, and the
+   best copy of several first. */
 enum {
     OPC__LOOK_ACKED = 0,  /* an acknowledgement; in the end: an acknowledged message */
     OPC__LOOK_WHOLE = 1,  /* in a valid batch */
@@ -8153,6 +8156,7 @@ typedef struct opc__look {
     size_t cap;
     int all;        /* the acknowledged stay in the index */
     int newer;      /* it holds what only a newer version understands */
+    int larger;     /* and a message that only a larger OPCOMMS_MAX_FRAME has room for */
     uint64_t floor; /* the highest number that was given out */
     opcomms_log_report r;
 } opc__look;
@@ -8194,10 +8198,17 @@ OPC__FN void opc__look_sort(opc__look *k) {
 OPC__FN opcomms_err opc__look_payload(opc__look *k, uint64_t ref, uint64_t *bytes) {
     uint8_t buf[4096];
     uint64_t at = 0;
+    uint32_t frags, i;
     size_t got = 0;
     opcomms_err rc = opc__log_head(k->log, ref);
     if (rc != OPCOMMS_OK) return rc;
     *bytes = opc__buf_be64(k->log->head + 48);
+    frags = opc__buf_be32(k->log->head + 72);
+    for (i = 0; i < frags; i++) {
+        if (opc__buf_be64(k->log->head + OPC__LOG_FIXED + 8u * i) >= k->c.size) {
+            return OPCOMMS_E_LOG_DAMAGED;
+        }
+    }
     while (at < *bytes) {
         rc = opc__log_read(&k->log->base, ref, at, buf, sizeof buf, &got);
         if (rc != OPCOMMS_OK) return rc;
@@ -8286,13 +8297,13 @@ OPC__FN opcomms_err opc__look_grow(opc__look *k) {
 
 OPC__FN opcomms_err opc__look_add(opc__look *k, uint64_t uid, unsigned kind, uint64_t ref) {
     opcomms_err rc = OPCOMMS_OK;
-    if (uid == 0 || uid >= OPC__LOG_UID_MAX) return OPCOMMS_OK; /* never given out */
+    if (uid == 0 || uid > OPC__LOG_UID_MAX) return OPCOMMS_OK; /* never given out */
     if (k->count == k->cap) {
         if (k->cap > 0 && !k->all) rc = opc__look_settle(k, 0);
         if (rc == OPCOMMS_OK && k->count >= k->cap / 2) rc = opc__look_grow(k);
         if (rc != OPCOMMS_OK) return rc;
     }
-    k->key[k->count] = uid << 2 | kind;
+    k->key[k->count] = (uid - 1) << 2 | kind;
     k->ref[k->count++] = ref;
     if (uid > k->floor) k->floor = uid;
     return OPCOMMS_OK;
@@ -8409,7 +8420,8 @@ OPC__FN opcomms_err opc__look_survey(opc__look *k, uint64_t limit) {
             counter = opc__buf_be64(p + 24);
             if (counter > k->c.counter) k->c.counter = counter;
             rc = opc__look_batch(k, at, p, len);
-            if (rc == OPCOMMS_OK) {
+            if (rc == OPCOMMS_E_LOG_VERSION) k->newer = 1;
+            if (rc == OPCOMMS_OK || rc == OPCOMMS_E_LOG_VERSION) {
                 k->r.batches++;
                 k->r.flags &= ~OPCOMMS_REPORT_CLOSED;
                 if (flags & OPC__LOG_CLOSED) k->r.flags |= OPCOMMS_REPORT_CLOSED;
@@ -8535,6 +8547,11 @@ OPC__FN opcomms_err opc__look_run(opc__look *k, int whole, opcomms_error *err) {
     }
     rc2 = opc__look_survey(k, whole ? k->c.size : k->c.end);
     if (rc2 == OPCOMMS_OK) rc2 = opc__look_settle(k, 1);
+    if (rc2 == OPCOMMS_E_LIMIT && rc == OPCOMMS_E_LOG_DAMAGED) {
+        k->larger = 1;
+        k->count = 0;
+        return rc;
+    }
     if (rc2 != OPCOMMS_OK) return opc__err_set(err, rc2, 0, "log: cannot be read");
     k->r.number_last = k->floor;
     if (rc == OPCOMMS_OK && k->r.broken > 0) {
@@ -8613,6 +8630,7 @@ OPC__FN opcomms_err opc__look_write(opc__look *k, const char *path, opcomms_erro
     o.counter_floor = k->c.counter;
     /* The bad parts may have held higher numbers, which must not be given out again. */
     o.uid_floor = k->floor + (k->r.bad_parts > 0 ? OPC__LOG_UID_SKIP : 0);
+    if (o.uid_floor > OPC__LOG_UID_MAX) o.uid_floor = OPC__LOG_UID_MAX;
     rc = opc__log_open(&o, opc__look_none, NULL, &to, err);
     if (rc != OPCOMMS_OK) return rc;
     for (i = 0; rc == OPCOMMS_OK && i < k->count; i++) {
@@ -8683,6 +8701,7 @@ OPC__FN opcomms_err opc__look_salvage(opc__look *k, const char *out, opcomms_err
     if (k->newer) {
         return opc__err_set(err, OPCOMMS_E_LOG_VERSION, 0, "a newer version has to repair it");
     }
+    if (k->larger) return opc__err_set(err, OPCOMMS_E_LIMIT, 0, "a larger OPCOMMS_MAX_FRAME");
     rc = opc__look_name(&n, out);
     if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, "not a usable path");
     rc = plat->dir_open(plat->user, n.dir, &dir, &os);

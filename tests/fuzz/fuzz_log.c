@@ -409,6 +409,58 @@ static void fuzz_log_again(opc__mem *mem, opc__store *s, const uint8_t key[32], 
     FUZZ_CHECK(t->c->close(t) == OPCOMMS_OK);
 }
 
+/* Without its peer: changes nothing, says what opening will, finds as many messages; and what a
+   salvage saves is all that is unread. */
+static void fuzz_log_look(opc__mem *mem, const fuzz_buf *before, opcomms_err expected,
+                          const fuzz_log_content *want, int overflow) {
+    static fuzz_log_content got;
+    opc__look k;
+    opc__store *s = NULL;
+    opcomms_error err;
+    uint8_t key[32];
+    opcomms_err rc = opc__look_open(&k, fuzz_platform(), mem, "d/log", 0, &err);
+    FUZZ_CHECK(rc == OPCOMMS_OK);
+    rc = opc__look_run(&k, 0, &err);
+    FUZZ_CHECK(fuzz_the_disk.changes == 0);
+    if (expected == OPCOMMS_E_LOG_KEY) {
+        FUZZ_CHECK(k.r.hash[0] != 0);
+    } else if (!overflow && expected != OPCOMMS_OK) {
+        FUZZ_CHECK(rc == expected);
+    } else if (!overflow) {
+        FUZZ_CHECK(rc == (k.r.broken > 0 ? OPCOMMS_E_LOG_DAMAGED : OPCOMMS_OK));
+        FUZZ_CHECK(k.r.unread + k.r.broken == want->count);
+    }
+    opc__look_close(&k);
+    rc = opc__look_open(&k, fuzz_platform(), mem, "d/log", 1, &err);
+    FUZZ_CHECK(rc == OPCOMMS_OK);
+    rc = opc__look_run(&k, 1, &err);
+    if (rc == OPCOMMS_OK || (rc == OPCOMMS_E_LOG_DAMAGED && k.c.buf != NULL)) {
+        rc = opc__look_salvage(&k, "d/new", &err);
+        FUZZ_CHECK((fuzz_find("new") != NULL) == (rc == OPCOMMS_OK));
+    }
+    FUZZ_CHECK(fuzz_same(before, &fuzz_find("log")->data));
+    if (fuzz_find("new") != NULL) {
+        opc__log_options o;
+        memset(&o, 0, sizeof o);
+        memcpy(key, k.c.slot + 48, 32);
+        o.plat = fuzz_platform();
+        o.mem = mem;
+        o.path = "d/new";
+        memcpy(o.key_hash, key, 32);
+        o.puts_max = 1;
+        o.log_bytes_max = 1u << 24;
+        got.count = 0;
+        FUZZ_CHECK(opc__log_open(&o, fuzz_log_found, &got, &s, &err) == OPCOMMS_OK);
+        if (k.r.unread <= FUZZ_LOG_MAX) FUZZ_CHECK(got.count == k.r.unread);
+        FUZZ_CHECK(s->c->close(s) == OPCOMMS_OK);
+        fuzz_find("new")->exists = 0;
+        if (fuzz_find("new.lock") != NULL) fuzz_find("new.lock")->exists = 0;
+    }
+    opc__look_close(&k);
+    fuzz_find("log.lock")->exists = 0;
+    FUZZ_CHECK(mem->used == 0);
+}
+
 static void fuzz_log(const uint8_t *data, size_t size) {
     static fuzz_log_content want, got;
     uint8_t key[32];
@@ -428,6 +480,9 @@ static void fuzz_log(const uint8_t *data, size_t size) {
                   size - FUZZ_LOG_SETTINGS, key);
     fuzz_put(&before, fuzz_find("log")->data.p, fuzz_find("log")->data.len);
     expected = fuzz_log_expect(&before, key, &want, &overflow);
+    fuzz_the_disk.changes = 0;
+    fuzz_log_look(&mem, &before, expected, &want, overflow);
+    memory.peak = 0;
     fuzz_the_disk.changes = 0;
     rc = fuzz_log_open(&mem, key, data[4] % 3, &got, &s, &err);
     /* two buffers, the batch, a piece, one head; the index holds 16 bytes for an operation of 8 */
