@@ -8,7 +8,7 @@ await() { # file pattern: waits until the file shows it, 20 s at most
     n=0
     until grep -q "$2" "$1" 2>/dev/null; do
         n=$((n + 1))
-        [ $n -lt 200 ] || { echo "no '$2' in $1:"; cat "$1"; exit 1; }
+        [ $n -lt 200 ] || { echo "no '$2' in $1; all there is:"; cat "$work"/*.out; exit 1; }
         sleep 0.1
     done
 }
