@@ -6734,9 +6734,13 @@ typedef struct opc__ram_msg {
     int used; /* 1: being received */
     int stored;
     opc__msg_meta meta;
-    uint8_t dest[1024];
     struct opc__ram_msg *next; /* in its bucket */
+    uint8_t dest[1];           /* of a stored one as many as it has, see opc__ram_msg_bytes */
 } opc__ram_msg;
+
+OPC__FN size_t opc__ram_msg_bytes(uint32_t dest_len) {
+    return offsetof(opc__ram_msg, dest) + (dest_len > 0 ? dest_len : 1u);
+}
 
 #define OPC__RAM_BUCKETS 1024u
 
@@ -6858,9 +6862,9 @@ OPC__FN opcomms_err opc__ram_commit(opc__store *s, uint32_t put, const opc__msg_
     opc__ram *r = (opc__ram *)(void *)s;
     opc__ram_msg *m;
     if (meta->dest_len > 1024u) return OPCOMMS_E_LIMIT;
-    m = (opc__ram_msg *)opc__mem_alloc(r->mem, sizeof *m);
+    m = (opc__ram_msg *)opc__mem_alloc(r->mem, opc__ram_msg_bytes(meta->dest_len));
     if (m == NULL) return OPCOMMS_E_NOMEM;
-    *m = r->put[put];
+    memcpy(m, &r->put[put], offsetof(opc__ram_msg, dest));
     memset(&r->put[put], 0, sizeof r->put[put]);
     m->meta = *meta;
     m->meta.uid = ++r->uid;
@@ -6887,7 +6891,7 @@ OPC__FN opcomms_err opc__ram_ack(opc__store *s, uint64_t ref, uint64_t uid, uint
     if (m == NULL) return OPCOMMS_E_NOT_FOUND;
     *at = m->next;
     opc__ram_blocks_free(r, m);
-    opc__mem_free(r->mem, m, sizeof *m);
+    opc__mem_free(r->mem, m, opc__ram_msg_bytes(m->meta.dest_len));
     *position = ++r->position;
     return OPCOMMS_OK;
 }
@@ -6934,7 +6938,7 @@ OPC__FN opcomms_err opc__ram_close(opc__store *s) {
             opc__ram_msg *m = r->bucket[i];
             r->bucket[i] = m->next;
             opc__ram_blocks_free(r, m);
-            opc__mem_free(r->mem, m, sizeof *m);
+            opc__mem_free(r->mem, m, opc__ram_msg_bytes(m->meta.dest_len));
         }
     }
     opc__mem_free(r->mem, r->put, (size_t)r->puts_max * sizeof *r->put);

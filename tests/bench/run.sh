@@ -73,6 +73,9 @@ else
     problem "size" "$out/log"
 fi
 
+# The Rust system's way, on the independent peer of the interoperation tests.
+. tests/bench/rust.sh
+
 awk -F'|' 'BEGIN {
     f = "%-56s %15s %15s %7s %9s %8s\n"
     printf f, "", "ours", "raw", "ratio", "target", "reached"
