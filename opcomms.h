@@ -6686,7 +6686,6 @@ typedef struct opc__store_class {
     size_t (*room)(opc__store *s);
     opcomms_err (*begin)(opc__store *s, uint32_t *put);
     opcomms_err (*data)(opc__store *s, uint32_t put, const uint8_t *p, size_t n);
-    opcomms_err (*rewind)(opc__store *s, uint32_t put);
     opcomms_err (*peek)(opc__store *s, uint32_t put, uint64_t offset, uint8_t *buf, size_t len,
                         size_t *got);
     opcomms_err (*commit)(opc__store *s, uint32_t put, const opc__msg_meta *meta, uint64_t *uid,
@@ -6845,12 +6844,6 @@ OPC__FN opcomms_err opc__ram_peek(opc__store *s, uint32_t put, uint64_t offset, 
     return OPCOMMS_OK;
 }
 
-OPC__FN opcomms_err opc__ram_rewind(opc__store *s, uint32_t put) {
-    opc__ram *r = (opc__ram *)(void *)s;
-    opc__ram_blocks_free(r, &r->put[put]);
-    return OPCOMMS_OK;
-}
-
 OPC__FN void opc__ram_abort(opc__store *s, uint32_t put) {
     opc__ram *r = (opc__ram *)(void *)s;
     opc__ram_blocks_free(r, &r->put[put]);
@@ -6949,7 +6942,7 @@ OPC__FN opcomms_err opc__ram_close(opc__store *s) {
 OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t bytes_max,
                                   opc__store **out) {
     static const opc__store_class c = {
-        opc__ram_room,  opc__ram_begin, opc__ram_data,        opc__ram_rewind,   opc__ram_peek,
+        opc__ram_room,  opc__ram_begin, opc__ram_data,        opc__ram_peek,
         opc__ram_commit, opc__ram_abort, opc__ram_ack,        opc__ram_meta,     opc__ram_read,
         opc__ram_position, opc__ram_position, opc__ram_position, opc__ram_write,
         opc__ram_flush_begin, opc__ram_flush_begin, opc__ram_write, opc__ram_flush_end,
@@ -7404,14 +7397,6 @@ OPC__FN opcomms_err opc__log_data(opc__store *s, uint32_t put, const uint8_t *p,
     memcpy(w->data + w->len, p, n);
     w->len += (uint32_t)n;
     w->bytes += n;
-    return OPCOMMS_OK;
-}
-
-OPC__FN opcomms_err opc__log_rewind(opc__store *s, uint32_t put) {
-    opc__log_put *w = opc__log_of(s)->put[put];
-    w->len = 0;
-    w->frags = 0;
-    w->bytes = 0;
     return OPCOMMS_OK;
 }
 
@@ -8099,7 +8084,7 @@ OPC__FN opcomms_err opc__log_files(opc__log *l, const char *path, opcomms_error 
 OPC__FN opcomms_err opc__log_open(const opc__log_options *o, opc__store_found found, void *user,
                                   opc__store **out, opcomms_error *err) {
     static const opc__store_class c = {
-        opc__log_room,   opc__log_begin,       opc__log_data,      opc__log_rewind,
+        opc__log_room,   opc__log_begin,       opc__log_data,
         opc__log_peek,   opc__log_commit,      opc__log_abort,     opc__log_ack,
         opc__log_meta,   opc__log_read,        opc__log_end,       opc__log_written,
         opc__log_durable, opc__log_write,      opc__log_flush_begin, opc__log_ahead_begin,
@@ -12329,8 +12314,8 @@ OPC__FN void opc__link_died(opc__link *l, opcomms_err why, int os_code) {
     opc__link_tell(l);
 }
 
-/* Socket and connection work, without waiting. Called by the owner, with the link's lock. */
-/* Answers 1 when it could go on at once. */
+/* Socket and connection work, without waiting; 1 when it could go on at once. Called by the owner,
+   with the link's lock. */
 OPC__FN int opc__link_pump(opc__link *l) {
     opcomms_peer *p = l->peer;
     int os = 0, may_recv = 1, no = 0;
@@ -14003,6 +13988,22 @@ OPC__FN opcomms_err opc__pub_call(opcomms_peer *p, const char *hash, const char 
     return rc;
 }
 
+/* An identifier of the caller that names one mailbox: its hash as bytes, or 0. */
+OPC__FN int opc__pub_identifier(const opcomms_identifier *id, uint8_t hash[32]) {
+    return id != NULL && id->id >= 0 && id->id <= 255 &&
+           memchr(id->hash, 0, sizeof id->hash) != NULL &&
+           opc__str_hash_parse(id->hash, strlen(id->hash), hash);
+}
+
+/* Fills in where a Send goes; 0: that is no mailbox. */
+OPC__FN int opc__pub_dest(opc__call *call, const opcomms_identifier *to) {
+    uint8_t hash[32];
+    if (!opc__pub_identifier(to, hash)) return 0;
+    memcpy(call->dest, to->hash, sizeof call->dest);
+    call->dest_id = (uint8_t)to->id;
+    return 1;
+}
+
 /* Fills in what a Send carries; checks that it fits a frame. */
 OPC__FN opcomms_err opc__pub_payload(const opcomms_peer *p, opc__call *call, const void *data,
                                      size_t len, uint32_t flags, opcomms_error *err) {
@@ -14103,18 +14104,24 @@ OPC__FN opcomms_err opc__pub_copy(opcomms_peer *p, uint32_t i, uint8_t *buf, siz
     return OPCOMMS_OK;
 }
 
+/* With the lock, which is open meanwhile: 1 after waiting for the flush under way, for a second at
+   most; 0 after making one. */
+OPC__FN int opc__pub_flush(opcomms_peer *p) {
+    if (p->flushing) {
+        opc__cond_wait(&p->changed, &p->lock, 1000000u);
+        return 1;
+    }
+    opc__node_flush_inline(p);
+    return 0;
+}
+
 /* Acknowledges and writes the acknowledgement, so that it survives the end of this process. When
    both buffers of the store are full, waits for the flush under way. */
 OPC__FN opcomms_err opc__pub_consume(opcomms_peer *p, uint32_t i) {
     uint64_t position = 0, uid = p->mailbox.entries[i].uid;
     opcomms_err rc = opc__node_consume(p, i, &position);
     while (rc == OPCOMMS_E_AGAIN) {
-        if (p->flushing) {
-            opc__cond_wait(&p->changed, &p->lock, 1000000u);
-        } else {
-            opc__node_flush_inline(p);
-            if (p->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
-        }
+        if (!opc__pub_flush(p) && p->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
         if (p->store == NULL) return OPCOMMS_E_CLOSED;
         if (p->mailbox.entries[i].uid != uid) return OPCOMMS_OK; /* consumed meanwhile */
         rc = opc__node_consume(p, i, &position);
@@ -14327,17 +14334,13 @@ OPCOMMS_API opcomms_err opcomms_client_send(opcomms_client *client, uint8_t from
                                             size_t len, uint32_t flags, uint32_t timeout_ms,
                                             opcomms_error *err) {
     opc__call call;
-    uint8_t dest[32];
     opcomms_err rc;
-    if (client == NULL || to == NULL || to->id < 0 || to->id > 255 ||
-        !opc__str_hash_parse(to->hash, strlen(to->hash), dest)) {
+    memset(&call, 0, sizeof call);
+    if (client == NULL || !opc__pub_dest(&call, to)) {
         return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the destination");
     }
-    memset(&call, 0, sizeof call);
     rc = opc__pub_payload(client->peer, &call, data, len, flags, err);
     if (rc != OPCOMMS_OK) return rc;
-    memcpy(call.dest, to->hash, 65);
-    call.dest_id = (uint8_t)to->id;
     call.from_id = from_id;
     return opc__pub_call(client->peer, client->hash, client->address, &call, timeout_ms, err);
 }
@@ -14398,11 +14401,7 @@ OPCOMMS_API opcomms_err opcomms_client_ping(opcomms_client *client, uint32_t tim
 OPC__FN opcomms_err opc__pub_room(opcomms_peer *p) {
     while (p->store != NULL && p->store->c->room(p->store) < OPC__CONN_ROOM) {
         if (p->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
-        if (p->flushing) {
-            opc__cond_wait(&p->changed, &p->lock, 1000000u);
-        } else {
-            opc__node_flush_inline(p);
-        }
+        (void)opc__pub_flush(p); /* the loop looks again */
     }
     if (p->store == NULL || p->stopping) return OPCOMMS_E_CLOSED;
     return p->failed != OPCOMMS_OK ? OPCOMMS_E_POISONED : OPCOMMS_OK;
@@ -14493,17 +14492,13 @@ OPCOMMS_API opcomms_err opcomms_local_send(opcomms_peer *peer, uint8_t from_id,
                                            const opcomms_identifier *to, const void *data,
                                            size_t len, uint32_t flags, opcomms_error *err) {
     opc__call call;
-    uint8_t dest[32];
     opcomms_err rc;
-    if (peer == NULL || to == NULL || to->id < 0 || to->id > 255 ||
-        !opc__str_hash_parse(to->hash, strlen(to->hash), dest)) {
+    memset(&call, 0, sizeof call);
+    if (peer == NULL || !opc__pub_dest(&call, to)) {
         return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the destination");
     }
-    memset(&call, 0, sizeof call);
     rc = opc__pub_payload(peer, &call, data, len, flags, err);
     if (rc != OPCOMMS_OK) return rc;
-    memcpy(call.dest, to->hash, 65);
-    call.dest_id = (uint8_t)to->id;
     call.from_id = from_id;
     opc__mutex_lock(&peer->lock);
     rc = opc__pub_local(peer);
@@ -14531,9 +14526,7 @@ OPCOMMS_API opcomms_err opcomms_local_import(opcomms_peer *peer, uint8_t id,
         (mail->flags & ~OPCOMMS_MESSAGE_TEXT) != 0) {
         return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
     }
-    if (memchr(mail->from.hash, 0, sizeof mail->from.hash) == NULL || mail->from.id < 0 ||
-        mail->from.id > 255 ||
-        !opc__str_hash_parse(mail->from.hash, strlen(mail->from.hash), from)) {
+    if (!opc__pub_identifier(&mail->from, from)) {
         return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the sender");
     }
     /* No frame to fit into: it came in one, whose surroundings may have been shorter than ours. */
