@@ -294,13 +294,14 @@ extern "C" {
     X(OPCOMMS_E_AGAIN, -32, 0, "nothing to do yet")                                                \
     X(OPCOMMS_E_RANDOM, -33, 2, "no randomness could be had")                                      \
     X(OPCOMMS_E_UNKNOWN_OUTCOME, -34, 1, "sent, but the answer did not arrive: outcome unknown") \
-    X(OPCOMMS_E_PASSWORD, -35, 2, "the password is wrong or missing")
+    X(OPCOMMS_E_PASSWORD, -35, 2, "the password is wrong or missing")                              \
+    X(OPCOMMS_E_ROLLBACK, -36, 1, "a log was replaced by an older copy: waits to be accepted")
 
 typedef enum opcomms_err {
 #define OPCOMMS__X(name, value, severity, text) name = value,
     OPCOMMS_ERRORS(OPCOMMS__X)
 #undef OPCOMMS__X
-    OPCOMMS_E_LAST_ = -36
+    OPCOMMS_E_LAST_ = -37
 } opcomms_err;
 
 /* Filled in by every function that takes one and fails; may be NULL. Never owns memory. */
@@ -6664,8 +6665,34 @@ OPC__FN opcomms_err opc__tls_error(const opc__tls *t, int *tls_code) {
 #define OPC__FRAG_BYTES 16384u
 #define OPC__MSG_TEXT 1u /* the payload is text, else bytes */
 
+/* One opening of a log: its counter, and random bits that tell two copies of one log apart.
+   counter 0: a store that ends with its peer. */
+typedef struct opc__epoch {
+    uint64_t counter;
+    uint64_t random;
+} opc__epoch;
+
+/* What a stored message is. */
+enum {
+    OPC__KIND_IN = 0,  /* received, unread */
+    OPC__KIND_OUT = 1, /* queued for sending */
+    OPC__KIND_DEAD = 2 /* was queued; a dead letter now */
+};
+
+/* How a received message was numbered by its sender. */
+enum {
+    OPC__STREAM_NONE = 0,  /* not at all: tarpc, or this process */
+    OPC__STREAM_QUEUE = 1, /* from an outbox: ascending in order */
+    OPC__STREAM_DIRECT = 2 /* by a call that waits: in any order within a window */
+};
+
+#define OPC__CONTEXT_MAX 256u
+#define OPC__TRIED_NATIVE 1u
+#define OPC__TRIED_TARPC 2u
+
 typedef struct opc__msg_meta {
-    uint8_t from[32];
+    uint8_t kind;    /* OPC__KIND_IN or _OUT when it is stored; when it is read also _DEAD */
+    uint8_t from[32]; /* IN: whose key; OUT: unused */
     uint8_t from_id;
     uint8_t dest_id;
     uint8_t flags;
@@ -6675,7 +6702,42 @@ typedef struct opc__msg_meta {
     uint64_t bytes;
     uint64_t wire_bytes; /* characters when rendered into a JSON string */
     int64_t time_s;
+    /* IN: its number among those of the same sender, destination, kind of stream and epoch.
+       OUT: the epoch in which it was queued; its number is its uid. */
+    uint8_t stream;
+    opc__epoch epoch;
+    uint64_t number;
+    /* OUT and DEAD */
+    uint8_t server[32];      /* the key to deliver to */
+    opcomms_address address; /* family 0: on a connection which that peer makes */
+    uint8_t level;           /* the acknowledgement that was asked for, see OPC__LEVEL_ */
+    uint8_t options;         /* opaque here */
+    uint32_t attempts_max;   /* 0: no limit */
+    int64_t expires_s;       /* 0: never */
+    uint32_t context_len;
+    const uint8_t *context; /* of the caller, at most OPC__CONTEXT_MAX bytes */
+    /* OUT and DEAD: what became of it so far */
+    uint8_t tried; /* OPC__TRIED_ bits */
+    uint32_t attempts;
+    int32_t code;   /* of the last failure, an opcomms_err */
+    int64_t dead_s; /* DEAD: since when */
 } opc__msg_meta;
+
+/* A failed attempt to deliver, or the last one. */
+typedef struct opc__try {
+    uint64_t uid;
+    uint32_t attempts;
+    int32_t code;
+    uint8_t tried;
+    int dead; /* it is a dead letter from now on */
+    int64_t time_s;
+} opc__try;
+
+enum { OPC__DONE_DELIVERED = 1, OPC__DONE_CANCELLED = 2, OPC__DONE_TAKEN = 3 };
+
+/* Small records of the owner, opaque to a store; the log's format describes them. */
+enum { OPC__NOTE_SEEN = 9, OPC__NOTE_STATE = 10, OPC__NOTE_PEER = 13, OPC__NOTE_OPENED = 14 };
+#define OPC__NOTE_MAX 4352u
 
 typedef struct opc__store opc__store;
 
@@ -6692,7 +6754,10 @@ typedef struct opc__store_class {
                           uint64_t *ref, uint64_t *position);
     void (*abort)(opc__store *s, uint32_t put);
     opcomms_err (*ack)(opc__store *s, uint64_t ref, uint64_t uid, uint64_t *position);
-    opcomms_err (*meta)(opc__store *s, uint64_t ref, opc__msg_meta *out, uint8_t dest[1024]);
+    /* dest has room for 1 024 bytes; context, for OPC__CONTEXT_MAX, may be NULL. What became of an
+       OUT message is the owner's to remember: attempts, code and so on are zero here. */
+    opcomms_err (*meta)(opc__store *s, uint64_t ref, opc__msg_meta *out, uint8_t *dest,
+                        uint8_t *context);
     opcomms_err (*read)(opc__store *s, uint64_t ref, uint64_t offset, uint8_t *buf, size_t len,
                         size_t *got);
     uint64_t (*end)(opc__store *s);
@@ -6705,11 +6770,38 @@ typedef struct opc__store_class {
     opcomms_err (*flush_end)(opc__store *s, opcomms_err result);
     opcomms_err (*close)(opc__store *s);
     uint64_t (*bytes)(opc__store *s);
+    /* The operations that follow, of at most `bytes` in all by opc__store_need, become one: all or
+       none. Fragments of data belong not to them. OPCOMMS_E_LIMIT: more than one can hold. */
+    opcomms_err (*hold)(opc__store *s, size_t bytes);
+    /* A queued message or dead letter is over: OPC__DONE_. */
+    opcomms_err (*done)(opc__store *s, uint64_t ref, uint64_t uid, int how, uint64_t *position);
+    opcomms_err (*tried)(opc__store *s, const opc__try *t, uint64_t *position);
+    opcomms_err (*note)(opc__store *s, unsigned type, const uint8_t *body, size_t n,
+                        uint64_t *position);
+    void (*epoch)(opc__store *s, opc__epoch *out);
 } opc__store_class;
 
 struct opc__store {
     const opc__store_class *c;
 };
+
+/* What a store tells whoever owns it. All but `user` may be NULL. */
+typedef struct opc__store_owner {
+    void *user;
+    /* Opening: a message that is not over; ascending by number. */
+    opcomms_err (*found)(void *user, uint64_t uid, uint64_t ref, const opc__msg_meta *meta);
+    /* Opening, in the order of the file: a received message with a number of its sender, whether
+       it was consumed since or not; and a note. */
+    opcomms_err (*seen)(void *user, const opc__msg_meta *meta);
+    opcomms_err (*note)(void *user, unsigned type, const uint8_t *body, size_t n);
+    /* Compaction: is this message not over yet? Then it is given its place to come. */
+    int (*live)(void *user, uint64_t uid);
+    void (*moved)(void *user, uint64_t uid, uint64_t ref);
+    /* Asks for all notes anew, by `note`. */
+    opcomms_err (*notes)(void *user);
+    /* 1: the places to come are those that count now; 0: forget them. */
+    void (*switched)(void *user, int done);
+} opc__store_owner;
 
 /* An unacknowledged message found when a store is opened; oldest first. */
 typedef opcomms_err (*opc__store_found)(void *user, uint64_t uid, uint64_t ref,
@@ -6734,11 +6826,12 @@ typedef struct opc__ram_msg {
     int stored;
     opc__msg_meta meta;
     struct opc__ram_msg *next; /* in its bucket */
-    uint8_t dest[1];           /* of a stored one as many as it has, see opc__ram_msg_bytes */
+    uint8_t dest[1]; /* and behind it the context: as long as they are, see opc__ram_msg_bytes */
 } opc__ram_msg;
 
-OPC__FN size_t opc__ram_msg_bytes(uint32_t dest_len) {
-    return offsetof(opc__ram_msg, dest) + (dest_len > 0 ? dest_len : 1u);
+OPC__FN size_t opc__ram_msg_bytes(const opc__msg_meta *m) {
+    size_t n = (size_t)m->dest_len + m->context_len;
+    return offsetof(opc__ram_msg, dest) + (n > 0 ? n : 1u);
 }
 
 #define OPC__RAM_BUCKETS 1024u
@@ -6753,6 +6846,7 @@ typedef struct opc__ram {
     uint64_t position;
     uint64_t bytes;
     uint64_t bytes_max;
+    opc__epoch epoch; /* set by the owner: counter 0 and random bits */
 } opc__ram;
 
 OPC__FN void opc__ram_blocks_free(opc__ram *r, opc__ram_msg *m) {
@@ -6854,15 +6948,17 @@ OPC__FN opcomms_err opc__ram_commit(opc__store *s, uint32_t put, const opc__msg_
                                     uint64_t *uid, uint64_t *ref, uint64_t *position) {
     opc__ram *r = (opc__ram *)(void *)s;
     opc__ram_msg *m;
-    if (meta->dest_len > 1024u) return OPCOMMS_E_LIMIT;
-    m = (opc__ram_msg *)opc__mem_alloc(r->mem, opc__ram_msg_bytes(meta->dest_len));
+    if (meta->dest_len > 1024u || meta->context_len > OPC__CONTEXT_MAX) return OPCOMMS_E_LIMIT;
+    m = (opc__ram_msg *)opc__mem_alloc(r->mem, opc__ram_msg_bytes(meta));
     if (m == NULL) return OPCOMMS_E_NOMEM;
     memcpy(m, &r->put[put], offsetof(opc__ram_msg, dest));
     memset(&r->put[put], 0, sizeof r->put[put]);
     m->meta = *meta;
     m->meta.uid = ++r->uid;
     if (meta->dest_len > 0) memcpy(m->dest, meta->dest, meta->dest_len);
+    if (meta->context_len > 0) memcpy(m->dest + meta->dest_len, meta->context, meta->context_len);
     m->meta.dest = m->dest;
+    m->meta.context = m->dest + meta->dest_len;
     m->next = r->bucket[m->meta.uid % OPC__RAM_BUCKETS];
     r->bucket[m->meta.uid % OPC__RAM_BUCKETS] = m;
     *uid = m->meta.uid;
@@ -6884,18 +6980,49 @@ OPC__FN opcomms_err opc__ram_ack(opc__store *s, uint64_t ref, uint64_t uid, uint
     if (m == NULL) return OPCOMMS_E_NOT_FOUND;
     *at = m->next;
     opc__ram_blocks_free(r, m);
-    opc__mem_free(r->mem, m, opc__ram_msg_bytes(m->meta.dest_len));
+    opc__mem_free(r->mem, m, opc__ram_msg_bytes(&m->meta));
     *position = ++r->position;
     return OPCOMMS_OK;
 }
 
-OPC__FN opcomms_err opc__ram_meta(opc__store *s, uint64_t ref, opc__msg_meta *out,
-                                  uint8_t dest[1024]) {
+OPC__FN opcomms_err opc__ram_done(opc__store *s, uint64_t ref, uint64_t uid, int how,
+                                  uint64_t *position) {
+    (void)how;
+    return opc__ram_ack(s, ref, uid, position);
+}
+OPC__FN opcomms_err opc__ram_tried(opc__store *s, const opc__try *t, uint64_t *position) {
+    (void)t;
+    *position = ++((opc__ram *)(void *)s)->position;
+    return OPCOMMS_OK;
+}
+OPC__FN opcomms_err opc__ram_note(opc__store *s, unsigned type, const uint8_t *body, size_t n,
+                                  uint64_t *position) {
+    (void)type;
+    (void)body;
+    (void)n;
+    *position = ++((opc__ram *)(void *)s)->position;
+    return OPCOMMS_OK;
+}
+OPC__FN opcomms_err opc__ram_hold(opc__store *s, size_t bytes) {
+    (void)s;
+    (void)bytes;
+    return OPCOMMS_OK;
+}
+OPC__FN void opc__ram_epoch(opc__store *s, opc__epoch *out) {
+    *out = ((opc__ram *)(void *)s)->epoch;
+}
+
+OPC__FN opcomms_err opc__ram_meta(opc__store *s, uint64_t ref, opc__msg_meta *out, uint8_t *dest,
+                                  uint8_t *context) {
     opc__ram_msg *m = *opc__ram_find((opc__ram *)(void *)s, ref);
     if (m == NULL) return OPCOMMS_E_NOT_FOUND;
     *out = m->meta;
     memcpy(dest, m->dest, m->meta.dest_len);
     out->dest = dest;
+    if (context != NULL && m->meta.context_len > 0) {
+        memcpy(context, m->meta.context, m->meta.context_len);
+    }
+    out->context = context;
     return OPCOMMS_OK;
 }
 
@@ -6931,7 +7058,7 @@ OPC__FN opcomms_err opc__ram_close(opc__store *s) {
             opc__ram_msg *m = r->bucket[i];
             r->bucket[i] = m->next;
             opc__ram_blocks_free(r, m);
-            opc__mem_free(r->mem, m, opc__ram_msg_bytes(m->meta.dest_len));
+            opc__mem_free(r->mem, m, opc__ram_msg_bytes(&m->meta));
         }
     }
     opc__mem_free(r->mem, r->put, (size_t)r->puts_max * sizeof *r->put);
@@ -6946,7 +7073,8 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
         opc__ram_commit, opc__ram_abort, opc__ram_ack,        opc__ram_meta,     opc__ram_read,
         opc__ram_position, opc__ram_position, opc__ram_position, opc__ram_write,
         opc__ram_flush_begin, opc__ram_flush_begin, opc__ram_write, opc__ram_flush_end,
-        opc__ram_close, opc__ram_bytes,
+        opc__ram_close, opc__ram_bytes, opc__ram_hold, opc__ram_done, opc__ram_tried,
+        opc__ram_note, opc__ram_epoch,
     };
     opc__ram *r = (opc__ram *)opc__mem_alloc(mem, sizeof *r);
     if (r == NULL) return OPCOMMS_E_NOMEM;
@@ -7198,8 +7326,8 @@ OPC__FN void opc__log_meta_of(const uint8_t *h, opc__msg_meta *m) {
     m->dest = h + OPC__LOG_FIXED + 8u * opc__buf_be32(h + 72);
 }
 
-OPC__FN opcomms_err opc__log_meta(opc__store *s, uint64_t ref, opc__msg_meta *out,
-                                  uint8_t dest[1024]) {
+OPC__FN opcomms_err opc__log_meta(opc__store *s, uint64_t ref, opc__msg_meta *out, uint8_t *dest,
+                                  uint8_t *context) {
     opc__log *l = opc__log_of(s);
     opc__msg_meta m;
     opcomms_err rc = opc__log_head(l, ref);
@@ -7207,6 +7335,7 @@ OPC__FN opcomms_err opc__log_meta(opc__store *s, uint64_t ref, opc__msg_meta *ou
     opc__log_meta_of(l->head, &m);
     memcpy(dest, m.dest, m.dest_len);
     m.dest = dest;
+    m.context = context;
     *out = m;
     return OPCOMMS_OK;
 }
@@ -7483,6 +7612,40 @@ OPC__FN opcomms_err opc__log_ack(opc__store *s, uint64_t ref, uint64_t uid, uint
     opc__buf_put64(b, uid);
     *position = opc__log_end(s);
     return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__log_hold(opc__store *s, size_t bytes) {
+    (void)s;
+    (void)bytes;
+    return OPCOMMS_E_UNSUPPORTED;
+}
+OPC__FN opcomms_err opc__log_done(opc__store *s, uint64_t ref, uint64_t uid, int how,
+                                  uint64_t *position) {
+    (void)s;
+    (void)ref;
+    (void)uid;
+    (void)how;
+    (void)position;
+    return OPCOMMS_E_UNSUPPORTED;
+}
+OPC__FN opcomms_err opc__log_tried(opc__store *s, const opc__try *t, uint64_t *position) {
+    (void)s;
+    (void)t;
+    (void)position;
+    return OPCOMMS_E_UNSUPPORTED;
+}
+OPC__FN opcomms_err opc__log_note(opc__store *s, unsigned type, const uint8_t *body, size_t n,
+                                  uint64_t *position) {
+    (void)s;
+    (void)type;
+    (void)body;
+    (void)n;
+    (void)position;
+    return OPCOMMS_E_UNSUPPORTED;
+}
+OPC__FN void opc__log_epoch(opc__store *s, opc__epoch *out) {
+    (void)s;
+    memset(out, 0, sizeof *out);
 }
 
 /* ---- flushing ---- */
@@ -8089,6 +8252,8 @@ OPC__FN opcomms_err opc__log_open(const opc__log_options *o, opc__store_found fo
         opc__log_meta,   opc__log_read,        opc__log_end,       opc__log_written,
         opc__log_durable, opc__log_write,      opc__log_flush_begin, opc__log_ahead_begin,
         opc__log_flush_run, opc__log_flush_end, opc__log_close,    opc__log_bytes,
+        opc__log_hold,   opc__log_done,        opc__log_tried,     opc__log_note,
+        opc__log_epoch,
     };
     opc__log *l = (opc__log *)opc__mem_alloc(o->mem, sizeof *l);
     opcomms_err rc;
@@ -11706,7 +11871,7 @@ OPC__FN opcomms_err opc__node_get(opcomms_peer *p, uint32_t box, opc__reply *rep
     opcomms_err rc;
     reply->kind = OPC__RES_GET;
     if (i == OPC__MAILBOX_NONE) return OPCOMMS_OK;
-    rc = p->store->c->meta(p->store, p->mailbox.entries[i].ref, &meta, dest);
+    rc = p->store->c->meta(p->store, p->mailbox.entries[i].ref, &meta, dest, NULL);
     if (rc != OPCOMMS_OK) {
         opc__node_say(p, OPCOMMS_LOG_ERROR, "a stored message cannot be read: ",
                       opc__err_text(rc));
@@ -14146,7 +14311,7 @@ OPCOMMS_API opcomms_err opcomms_check_receive(opcomms_peer *peer, opcomms_identi
     i = opc__pub_await(peer, 0, 0, &rc);
     if (i != OPC__MAILBOX_NONE) {
         uint64_t bytes = peer->mailbox.entries[i].bytes;
-        rc = peer->store->c->meta(peer->store, peer->mailbox.entries[i].ref, &meta, dest);
+        rc = peer->store->c->meta(peer->store, peer->mailbox.entries[i].ref, &meta, dest, NULL);
         if (rc == OPCOMMS_OK && bytes > cap) rc = OPCOMMS_E_BUFFER;
         if (rc == OPCOMMS_OK) rc = opc__pub_copy(peer, i, (uint8_t *)buf, (size_t)bytes);
         if (rc == OPCOMMS_OK) rc = opc__pub_consume(peer, i);
@@ -14186,7 +14351,7 @@ OPCOMMS_API opcomms_err opcomms_receive_id(opcomms_peer *peer, uint8_t id, uint3
         }
         rc = m == NULL ? OPCOMMS_E_LIMIT
                        : peer->store->c->meta(peer->store, peer->mailbox.entries[i].ref, &meta,
-                                              dest);
+                                              dest, NULL);
     }
     if (i != OPC__MAILBOX_NONE && rc == OPCOMMS_OK) {
         memset(m, 0, sizeof *m);
@@ -14565,7 +14730,7 @@ OPCOMMS_API opcomms_err opcomms_local_get(opcomms_peer *peer, uint8_t id, opcomm
         i = opc__mailbox_oldest(&peer->mailbox, opc__pub_own_box(peer, id), peer->visible, 0);
         rc = OPCOMMS_E_EMPTY;
         if (i != OPC__MAILBOX_NONE) {
-            rc = peer->store->c->meta(peer->store, peer->mailbox.entries[i].ref, &meta, dest);
+            rc = peer->store->c->meta(peer->store, peer->mailbox.entries[i].ref, &meta, dest, NULL);
         }
         if (rc == OPCOMMS_OK) {
             mail->uid = meta.uid;

@@ -320,7 +320,7 @@ static void fuzz_log_read(opc__store *s, fuzz_log_content *c) {
         opc__msg_meta meta;
         uint8_t dest[1024], buf[5000];
         uint64_t at = 0;
-        FUZZ_CHECK(s->c->meta(s, m->ref, &meta, dest) == OPCOMMS_OK);
+        FUZZ_CHECK(s->c->meta(s, m->ref, &meta, dest, NULL) == OPCOMMS_OK);
         FUZZ_CHECK(meta.uid == m->uid && meta.bytes == m->bytes);
         m->readable = 0;
         while (!m->damaged) {

@@ -161,7 +161,7 @@ static inline opcomms_err msg_read(opc__store *s, uint64_t ref, uint8_t tag, uin
     opc__msg_meta m;
     uint64_t at = 0;
     size_t more = 1;
-    opcomms_err rc = s->c->meta(s, ref, &m, dest);
+    opcomms_err rc = s->c->meta(s, ref, &m, dest, NULL);
     *right = 0;
     if (rc != OPCOMMS_OK) return rc;
     if (m.from[31] != tag || m.from_id != tag || m.dest_len != tag % 12u || m.bytes != len ||
