@@ -6112,7 +6112,10 @@ typedef struct opc__tls_ctx {
     int own_ca;
     unsigned ca_key_type; /* BR_KEYTYPE_RSA or _EC: what signs our leaf */
     uint16_t suites[4];
+    int native; /* as a server: the native protocol is chosen when it is offered */
 } opc__tls_ctx;
+
+#define OPC__TLS_ALPN "opcomms/1" /* RFC 7301 */
 
 struct opc__tls;
 
@@ -6348,12 +6351,18 @@ OPC__FN void opc__tls_engine_init(opc__tls *t, const opc__tls_ctx *c, const uint
     br_ssl_engine_set_x509(e, &t->x509.vtable);
     br_ssl_engine_set_buffers_bidi(e, t->in, sizeof t->in, t->out, sizeof t->out);
     br_ssl_engine_inject_entropy(e, entropy, 32);
-    /* ALPN for the native protocol will be offered here. */
 }
 
+/* Without an answer to it both sides go on, and speak tarpc. */
+OPC__FN void opc__tls_offer(opc__tls *t) {
+    static const char *const names[] = {OPC__TLS_ALPN};
+    br_ssl_engine_set_protocol_names(t->eng, (const char **)(uintptr_t)names, 1);
+}
+
+/* native: the native protocol is offered. */
 OPC__FN void opc__tls_client(opc__tls *t, const opc__tls_ctx *c, const uint8_t expected[32],
                              opc__tls_may may, void *user, const uint8_t entropy[32],
-                             int64_t wall_s) {
+                             int64_t wall_s, int native) {
     br_ssl_client_context *cc = &t->u.client;
     memset(t, 0, offsetof(opc__tls, in));
     t->may = may;
@@ -6376,6 +6385,7 @@ OPC__FN void opc__tls_client(opc__tls *t, const opc__tls_ctx *c, const uint8_t e
                                     br_ec_get_default(), br_ecdsa_sign_asn1_get_default());
     }
     br_ssl_engine_add_flags(t->eng, BR_OPT_NO_RENEGOTIATION);
+    if (native) opc__tls_offer(t);
     if (!br_ssl_client_reset(cc, "localhost", 0)) t->refusal = OPCOMMS_E_RANDOM;
 }
 
@@ -6400,6 +6410,7 @@ OPC__FN void opc__tls_server(opc__tls *t, const opc__tls_ctx *c, opc__tls_may ma
     }
     br_ssl_server_set_trust_anchor_names_alt(sc, &c->anchor, 1); /* demands a certificate */
     br_ssl_engine_add_flags(t->eng, BR_OPT_NO_RENEGOTIATION | BR_OPT_ENFORCE_SERVER_PREFERENCES);
+    if (c->native) opc__tls_offer(t);
     if (!br_ssl_server_reset(sc)) t->refusal = OPCOMMS_E_RANDOM;
 }
 
@@ -6606,6 +6617,12 @@ OPC__FN void opc__tls_write_done(opc__tls *t, size_t n) {
 OPC__FN void opc__tls_flush(opc__tls *t) { br_ssl_engine_flush(t->eng, 0); }
 
 OPC__FN int opc__tls_ready(const opc__tls *t) { return t->ready; }
+
+/* Both sides have agreed on the native protocol. */
+OPC__FN int opc__tls_native(const opc__tls *t) {
+    const char *name = t->ready ? br_ssl_engine_get_selected_protocol(t->eng) : NULL;
+    return name != NULL && strcmp(name, OPC__TLS_ALPN) == 0;
+}
 OPC__FN const uint8_t *opc__tls_peer(const opc__tls *t) { return t->ready ? t->peer : NULL; }
 
 /* May the next input cost a private key operation? */
@@ -12328,7 +12345,7 @@ OPC__FN opcomms_err opc__link_connect(opc__link *l, int *os_code) {
     opc__conn_init(&l->conn, 0, NULL, p->cfg.frame_bytes_max, NULL, l);
     l->conn.calls = calls;
     opc__tls_client(&l->conn.tls, &p->tls, l->hash, opc__link_may, l, entropy,
-                    p->plat->wall_s(p->plat->user));
+                    p->plat->wall_s(p->plat->user), 0);
     opc__mem_wipe(entropy, sizeof entropy);
     if (l->session.until_us != 0 && l->session.list == opc__allow_generation(p->allow)) {
         opc__tls_client_resumes(&l->conn.tls, &l->session, opc__node_now(p));

@@ -64,7 +64,7 @@ FUZZ_FN void fuzz_start(opc__tls *t, int server) {
         opc__tls_server(t, &fuzz_the_peers.server.ctx, fuzz_may_client, NULL, entropy, 0);
     } else {
         opc__tls_client(t, &fuzz_the_peers.client.ctx, fuzz_the_peers.server.hash, fuzz_may_server,
-                        NULL, entropy, 0);
+                        NULL, entropy, 0, 0);
     }
     FUZZ_CHECK(!opc__tls_closed(t));
 }

@@ -89,7 +89,7 @@ static void raw_begin(raw *r, fake_host *h, const sim_peer *as, const sim_peer *
     CHECK_EQ(opc__key_from_pem(&r->key, (const char *)f->cache, f->size, NULL), OPCOMMS_OK);
     CHECK_EQ(opc__tls_ctx_init(&r->ctx, &r->key, &ca, 0, NULL), OPCOMMS_OK);
     CHECK(opc__str_hash_parse(to->hash, 64, want));
-    opc__tls_client(&r->tls, &r->ctx, want, raw_may, NULL, entropy, 0);
+    opc__tls_client(&r->tls, &r->ctx, want, raw_may, NULL, entropy, 0, 0);
 }
 
 static int raw_open(sim *s, raw *r, fake_host *h, const sim_peer *as, const sim_peer *to) {

@@ -34,7 +34,7 @@ static void start(void) {
         CHECK_EQ(opc__tls_ctx_init(&ctx[i], &key[i], &ca, 0, &err), OPCOMMS_OK);
         wire_len[i] = 0;
     }
-    opc__tls_client(&tls[0], &ctx[0], hash[1], anybody, NULL, entropy[0], 0);
+    opc__tls_client(&tls[0], &ctx[0], hash[1], anybody, NULL, entropy[0], 0, 0);
     opc__tls_server(&tls[1], &ctx[1], anybody, NULL, entropy[1], 0);
 }
 

@@ -61,7 +61,7 @@ static void start(opc__store *store) {
     stored = 0;
     opc__conn_init(&server, 1, store, OPCOMMS_MAX_FRAME, &ops, NULL);
     opc__tls_server(&server.tls, &ctx, may, NULL, entropy, 0);
-    opc__tls_client(&client, &ctx, hash, may, NULL, entropy, 0);
+    opc__tls_client(&client, &ctx, hash, may, NULL, entropy, 0, 0);
     for (round = 0; round < 5; round++) {
         (void)move(&client, &server.tls);
         (void)move(&server.tls, &client);

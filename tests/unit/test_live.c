@@ -62,7 +62,7 @@ static int raw_open(raw *r, const char *pem, const char *address) {
     if (opc__tls_ctx_init(&r->ctx, &r->key, &ca, 0, NULL) != OPCOMMS_OK) return 0;
     if (opc__posix_random(NULL, entropy, 32) != OPCOMMS_OK) return 0;
     if (!opc__str_hash_parse(server_hash, 64, want)) return 0;
-    opc__tls_client(&r->tls, &r->ctx, want, raw_may, NULL, entropy, 0);
+    opc__tls_client(&r->tls, &r->ctx, want, raw_may, NULL, entropy, 0, 0);
     while (!opc__tls_ready(&r->tls)) {
         if (!raw_turn(r, 10000)) return 0;
     }

@@ -91,7 +91,7 @@ static void open_client(const opc__tls_ctx *c, const uint8_t expected[32], int64
     uint8_t e[32];
     fresh_entropy(e);
     memset(&client, 0, sizeof client);
-    opc__tls_client(&client.t, c, expected, may, &client, e, wall);
+    opc__tls_client(&client.t, c, expected, may, &client, e, wall, 0);
 }
 
 static void open_server(const opc__tls_ctx *c, int64_t wall) {
@@ -766,7 +766,7 @@ static void hello_with(uint8_t fill, uint8_t random[32]) {
     const uint8_t *out;
     memset(e, fill, sizeof e);
     memset(&client, 0, sizeof client);
-    opc__tls_client(&client.t, &contexts[P256A], hashes[P256B], may, &client, e, 0);
+    opc__tls_client(&client.t, &contexts[P256A], hashes[P256B], may, &client, e, 0, 0);
     out = opc__tls_out(&client.t, &n);
     CHECK(out != NULL && n > 5 + 4 + 2 + 32);
     if (out == NULL) return;
