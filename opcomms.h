@@ -615,10 +615,18 @@ typedef enum opcomms_durability {
 #define OPCOMMS_MEMORY_STORE 2u  /* no log: messages live in memory and end with the peer */
 #define OPCOMMS_NO_LISTEN 4u     /* send only: no listening socket */
 #define OPCOMMS_NO_RESUMPTION 8u /* every connection makes a full handshake */
+#define OPCOMMS_TARPC_ONLY 16u   /* never the native protocol */
+#define OPCOMMS_NATIVE_ONLY 32u  /* opcomms_send and the outbox: never tarpc */
 
 #define OPCOMMS_LOG_ERROR 1
 #define OPCOMMS_LOG_WARNING 2
 #define OPCOMMS_LOG_INFO 3
+
+typedef struct opcomms_event opcomms_event;
+
+/* Told of each event of the outbox, see opcomms_next_event; on the thread of whatever call caused
+   it, without locks. Blocking calls and stop refuse with OPCOMMS_E_BUSY inside. */
+typedef void (*opcomms_event_fn)(void *user, const opcomms_event *event);
 
 /* One line of the log callback. `text` is valid during the call. Never holds payload or keys. */
 typedef void (*opcomms_log_fn)(void *user, int level, const char *text);
@@ -665,6 +673,20 @@ typedef struct opcomms_config {
     uint32_t rate_cost;       /* tokens a request costs; default 1 */
     opcomms_password_fn password; /* for an encrypted key_file or key_pem, then for ca_key_file */
     void *password_user;
+    uint32_t queued_max;       /* messages in the outbox; default 100 000 */
+    uint32_t queued_per_destination_max; /* default: as queued_max */
+    uint64_t queued_bytes_max; /* payload in the outbox; default 256 MiB */
+    uint32_t destinations_max; /* of the outbox, with something queued; default 4 096 */
+    uint32_t attempts_max;     /* to deliver a queued message; default 0: for ever */
+    uint32_t retry_min_ms;     /* wait after a failed attempt; default 100, doubling */
+    uint32_t retry_max_ms;     /* up to this; default 10 000 */
+    uint32_t window_messages;  /* native: unacknowledged ones of a sender; default 16 384 */
+    uint64_t window_bytes;     /* native: and their payload; default 8 MiB */
+    uint64_t message_bytes_max; /* native: largest message taken; default 8 MiB, most 128 MiB */
+    uint32_t streams_max;      /* native: sender and destination pairs remembered; default 16 384 */
+    uint32_t reserved2;
+    opcomms_event_fn event;
+    void *event_user;
 } opcomms_config;
 
 #define OPCOMMS_UNLIMITED 0xffffffffu /* rate_capacity: requests are not counted */
@@ -774,6 +796,8 @@ OPCOMMS_API opcomms_err opcomms_ack(opcomms_message *message, opcomms_error *err
 OPCOMMS_API void opcomms_release(opcomms_message *message);
 
 #define OPCOMMS_MESSAGE_TEXT 1u /* came as text that is no JSON byte array: handed out as UTF-8 */
+#define OPCOMMS_MESSAGE_UNCERTAIN 2u /* it may have come before: see opcomms_accept_rollback; or it
+                                        was also tried by tarpc */
 
 /* Of a message handed out; valid until its ack or release. */
 OPCOMMS_API size_t opcomms_message_size(const opcomms_message *message);
@@ -821,11 +845,183 @@ typedef struct opcomms_stats {
     uint64_t rate_limited;       /* requests refused: rate_capacity, rate_per_second */
     uint64_t queue_full;         /* messages refused: queue_depth_max, messages_max and so on */
     uint64_t too_large;          /* messages refused: frame_bytes_max, newer protocol */
+    uint64_t queued;             /* in the outbox now */
+    uint64_t queued_bytes;
+    uint64_t dead_letters;       /* now */
+    uint64_t delivered;          /* from the outbox */
+    uint64_t attempts_failed;
+    uint64_t duplicates;         /* messages that came again and were not stored again */
+    uint64_t rollbacks;          /* connections refused because a log went back */
+    uint64_t native_connections; /* open now */
 } opcomms_stats;
 
 /* Counts since the start, and what is held now. The caller sets stats->size, and only so much is
    written. Any thread; does not block. */
 OPCOMMS_API opcomms_err opcomms_get_stats(opcomms_peer *peer, opcomms_stats *stats);
+
+/* ---- the outbox: messages that are delivered whatever fails ---------------------------------- */
+
+/* Beyond the identity and mailbox of opcomms_enqueue. Zero means the default. */
+typedef struct opcomms_enqueue_options {
+    uint32_t size;         /* sizeof(opcomms_enqueue_options) */
+    uint32_t flags;        /* OPCOMMS_ENQUEUE_... */
+    uint32_t attempts_max; /* 0: cfg.attempts_max */
+    uint32_t expiry_s;     /* seconds from now until it becomes a dead letter; 0: never */
+    uint8_t from_id;       /* our mailbox it comes from */
+    uint8_t level;         /* OPCOMMS_LEVEL_...: when it is done; default durable */
+    uint8_t reserved[6];
+} opcomms_enqueue_options;
+
+#define OPCOMMS_ENQUEUE_TEXT 1u        /* the data is UTF-8 text, see OPCOMMS_MESSAGE_TEXT */
+#define OPCOMMS_ENQUEUE_NATIVE_ONLY 2u /* never by tarpc, which knows no exactly-once */
+
+/* How far a message has come at the receiver. Peers that speak tarpc tell durable alone. */
+#define OPCOMMS_LEVEL_RECEIVED 1u /* in its memory */
+#define OPCOMMS_LEVEL_DURABLE 2u  /* in its log, as durably as it is configured */
+#define OPCOMMS_LEVEL_CONSUMED 3u /* its program has acknowledged it */
+
+/* Stores a message in our own log and returns; it is delivered in the background, in the order of
+   these calls for each (sender mailbox, destination), again and again with jittered waits from
+   cfg.retry_min_ms doubling to cfg.retry_max_ms, until the receiver has it, and there exactly once
+   when it is a peer of this library. to->hash is also the key of the server that is delivered to.
+   address: "ip:port"; the last one given for a destination counts. NULL: over a connection which
+   that peer makes to us. context: up to 256 bytes of the caller's, handed back with a dead letter.
+   options may be NULL. *number (may be NULL) identifies the message in this log, also after a
+   restart. Returns when it is as durable as configured; with OPCOMMS_DURABLE_INTERVAL and _NEVER
+   when it is in memory, from where the next step writes it.
+   OPCOMMS_E_FULL: a limit of the outbox or the log is reached, nothing is stored; others:
+   OPCOMMS_E_INVAL, _ADDRESS, _NOT_ALLOWED (our own list), _LIMIT (too large), _POISONED, _CLOSED,
+   _BUSY (callback). Any thread. Without background thread the caller's polls deliver it. */
+OPCOMMS_API opcomms_err opcomms_enqueue(opcomms_peer *peer, const opcomms_identifier *to,
+                                        const char *address, const void *context,
+                                        size_t context_len, const void *data, size_t len,
+                                        const opcomms_enqueue_options *options, uint64_t *number,
+                                        opcomms_error *err);
+
+/* What became of a queued message. */
+#define OPCOMMS_STATE_QUEUED 1u    /* waits */
+#define OPCOMMS_STATE_SENT 2u      /* on its way, not acknowledged */
+#define OPCOMMS_STATE_RECEIVED 3u
+#define OPCOMMS_STATE_DURABLE 4u   /* as an event: done, unless consumption was asked for */
+#define OPCOMMS_STATE_CONSUMED 5u
+#define OPCOMMS_STATE_DEAD 6u      /* a dead letter */
+#define OPCOMMS_STATE_CANCELLED 7u /* as an event */
+#define OPCOMMS_STATE_MISSED 8u    /* as an event: so many events were lost, in `number` */
+#define OPCOMMS_STATE_ROLLBACK 9u  /* as an event: all with `to` stops, see opcomms_accept_rollback */
+#define OPCOMMS_STATE_LOG 10u      /* as an event: the log is filling up, `number` per cent of it */
+
+/* A message of the outbox, or a dead letter. */
+typedef struct opcomms_queued {
+    uint64_t number;
+    uint64_t bytes;
+    uint32_t state;      /* OPCOMMS_STATE_... */
+    uint32_t attempts;
+    opcomms_err code;    /* why the last attempt failed, or OPCOMMS_OK */
+    uint32_t uncertain;  /* 1: it was tried by tarpc: the receiver may have it */
+    opcomms_identifier to;
+    uint8_t from_id;
+    uint8_t level;
+    uint8_t reserved[2];
+    uint32_t context_len;
+    uint8_t context[256];
+    int64_t time_s;      /* when it was queued; seconds since 1970 */
+    int64_t expires_s;   /* or 0 */
+    int64_t dead_s;      /* when it became a dead letter, or 0 */
+} opcomms_queued;
+
+/* OPCOMMS_E_NOT_FOUND: done, cancelled, taken, or never there. Any thread; does not block. */
+OPCOMMS_API opcomms_err opcomms_queued_get(opcomms_peer *peer, uint64_t number,
+                                           opcomms_queued *out);
+/* Messages of the outbox; hash NULL: for all servers. */
+OPCOMMS_API uint64_t opcomms_queued_count(opcomms_peer *peer, const char *hash);
+/* The oldest message of the outbox, for any destination, whose number is above `after` (0: from the
+   first). OPCOMMS_E_NOT_FOUND: none. */
+OPCOMMS_API opcomms_err opcomms_queued_next(opcomms_peer *peer, uint64_t after,
+                                            opcomms_queued *out);
+/* Takes a message out of the outbox. When it was sent already it may arrive all the same:
+   OPCOMMS_E_UNKNOWN_OUTCOME then, and it is cancelled. OPCOMMS_E_NOT_FOUND as above. */
+OPCOMMS_API opcomms_err opcomms_cancel(opcomms_peer *peer, uint64_t number, opcomms_error *err);
+
+/* Something happened to a message of the outbox, or to the log. */
+struct opcomms_event {
+    uint64_t number;
+    uint32_t state;   /* OPCOMMS_STATE_... */
+    opcomms_err code; /* DEAD: why */
+    char to[65];      /* the server's key */
+};
+
+/* The oldest event not told yet; waits up to timeout_ms for one. OPCOMMS_E_EMPTY: none in time.
+   256 are kept, further ones are counted in one of OPCOMMS_STATE_MISSED. None are kept when
+   cfg.event is told of them. Any thread; from a callback only with timeout 0. */
+OPCOMMS_API opcomms_err opcomms_next_event(opcomms_peer *peer, uint32_t timeout_ms,
+                                           opcomms_event *out);
+
+/* Dead letters: what ran out of attempts, expired, or was refused for good. They stay until they
+   are dropped or queued again. The oldest above number `after`; OPCOMMS_E_NOT_FOUND: none. */
+OPCOMMS_API opcomms_err opcomms_dead_next(opcomms_peer *peer, uint64_t after, opcomms_queued *out);
+OPCOMMS_API uint64_t opcomms_dead_count(opcomms_peer *peer);
+/* Payload of a dead letter, or of a queued message, from `offset` on; *got 0 at its end. */
+OPCOMMS_API opcomms_err opcomms_queued_read(opcomms_peer *peer, uint64_t number, uint64_t offset,
+                                            void *buf, size_t len, size_t *got);
+/* Queues it again, behind all others, with a new number and fresh attempts, without expiry; in one
+   operation with the end of the dead letter. */
+OPCOMMS_API opcomms_err opcomms_dead_requeue(opcomms_peer *peer, uint64_t number,
+                                             uint64_t *fresh_number, opcomms_error *err);
+OPCOMMS_API opcomms_err opcomms_dead_drop(opcomms_peer *peer, uint64_t number, opcomms_error *err);
+
+/* opcomms_send with a number of the caller's keeping: *number 0 takes a new one and tells it; any
+   other is one that an earlier call told, and then a receiver that stored the message does not
+   store it again. That holds between native peers, while both peers stay open, for the last 1 024
+   numbers; otherwise the error is OPCOMMS_E_UNKNOWN_OUTCOME. address NULL: over a connection which
+   that peer has made to us, or none: OPCOMMS_E_CONNECT. */
+OPCOMMS_API opcomms_err opcomms_send_numbered(opcomms_peer *peer, const char *hash,
+                                              const char *address, const void *data, size_t len,
+                                              uint64_t *number, uint32_t timeout_ms,
+                                              opcomms_error *err);
+
+/* As opcomms_receive_id, up to `cap` messages at once, which count among the messages handed out;
+   waits for the first of them only. */
+OPCOMMS_API opcomms_err opcomms_receive_batch(opcomms_peer *peer, uint8_t id, uint32_t timeout_ms,
+                                              opcomms_message **out, size_t cap, size_t *count,
+                                              opcomms_error *err);
+/* Acknowledges them all in one operation: all or none are handed out again after a crash. All are
+   of one peer; the handles are freed, also on failure. OPCOMMS_E_LIMIT: more than 4 096. */
+OPCOMMS_API opcomms_err opcomms_ack_batch(opcomms_message *const *messages, size_t count,
+                                          opcomms_error *err);
+
+/* One message to be queued by opcomms_commit; fields as the arguments of opcomms_enqueue. */
+typedef struct opcomms_outgoing {
+    opcomms_identifier to;
+    const char *address;
+    const void *context;
+    size_t context_len;
+    const void *data;
+    size_t len;
+    const opcomms_enqueue_options *options;
+    uint64_t number; /* told */
+} opcomms_outgoing;
+
+/* All or none, in one write and one sync: acknowledges `messages`, queues `outgoing`, and replaces
+   the caller's state record (state NULL: leaves it; at most 4 096 bytes). So a program that has
+   processed messages, changed its own state and answered does neither again after a crash, nor
+   forget one of them. Returns when all of it is as durable as configured. On failure nothing of it
+   has happened and the handles stay valid; on success they are freed. Errors as opcomms_enqueue and
+   opcomms_ack; OPCOMMS_E_LIMIT: too much for one operation. Any thread; blocks for the disk. */
+OPCOMMS_API opcomms_err opcomms_commit(opcomms_peer *peer, opcomms_message *const *messages,
+                                       size_t messages_count, opcomms_outgoing *outgoing,
+                                       size_t outgoing_count, const void *state, size_t state_len,
+                                       opcomms_error *err);
+/* The state record, as it was last committed, also before a restart. *len is its size;
+   OPCOMMS_E_BUFFER: cap is too small. OPCOMMS_E_EMPTY: there is none. */
+OPCOMMS_API opcomms_err opcomms_get_state(opcomms_peer *peer, void *buf, size_t cap, size_t *len);
+
+/* A log, ours or the other peer's, was replaced by an older copy (or copied): event
+   OPCOMMS_STATE_ROLLBACK, and OPCOMMS_E_ROLLBACK for what is sent there. Nothing moves between the
+   two until the operator of the peer that reported it, or of both, has looked and says go on. What
+   the older log still queues may then arrive twice, marked OPCOMMS_MESSAGE_UNCERTAIN.
+   OPCOMMS_E_NOT_FOUND: nothing stands against that key. */
+OPCOMMS_API opcomms_err opcomms_accept_rollback(opcomms_peer *peer, const char *hash,
+                                                opcomms_error *err);
 
 /* ---- the broker channel: mailboxes at a server, ours or one of the Rust system --------------*/
 
@@ -10433,6 +10629,15 @@ typedef struct opc__call {
     int done;
     opcomms_err result;
     opcomms_error detail;
+    int stored; /* the payload is not at `data` but in the store, at ref */
+    uint64_t ref;
+    /* native */
+    uint8_t server[32];
+    opcomms_address to; /* family 0: any connection with that key */
+    uint64_t number;
+    uint16_t channel;
+    int tarpc; /* that peer speaks tarpc: to be sent over a link */
+    opc__cond *wake;
 } opc__call;
 
 /* What a server connection asks of its owner. */
@@ -10460,6 +10665,10 @@ typedef struct opc__conn {
     int output_lost; /* the peer has hung up; what it said before is still read */
     const opc__conn_ops *ops;
     void *user;
+    /* Set by the owner when the native protocol may be agreed on: does the work of a step then. */
+    opcomms_err (*native)(struct opc__conn *c, uint64_t now_us);
+    int is_native;
+    int busy;  /* native: answers are owed, or awaited */
     int newer; /* server: answers take the newer form of the protocol */
     int alone; /* client: nothing is written while an answer is outstanding */
     opc__store *store;
@@ -11011,7 +11220,13 @@ OPC__FN opcomms_err opc__conn_out_payload(opc__conn *c, uint8_t *dst, size_t cap
             } else {
                 uint64_t left = total - c->out_payload;
                 got = left < sizeof c->src ? (size_t)left : sizeof c->src;
-                memcpy(c->src, c->calls->data + c->out_payload, got);
+                if (c->calls->stored) {
+                    opcomms_err rc = c->store->c->read(c->store, c->calls->ref, c->out_payload,
+                                                       c->src, got, &got);
+                    if (rc != OPCOMMS_OK) return rc;
+                } else {
+                    memcpy(c->src, c->calls->data + c->out_payload, got);
+                }
             }
             if (got == 0 || got > total - c->out_payload) return OPCOMMS_E_LOG_DAMAGED;
             c->src_at = 0;
@@ -11105,9 +11320,12 @@ OPC__FN void opc__conn_step(opc__conn *c, uint64_t now_us) {
     c->more = 0;
     if (c->state == OPC__CONN_HANDSHAKE && opc__tls_ready(&c->tls)) {
         c->state = OPC__CONN_OPEN;
+        c->is_native = c->native != NULL && opc__tls_native(&c->tls);
         c->activity++;
     }
-    if (c->state == OPC__CONN_OPEN) {
+    if (c->state == OPC__CONN_OPEN && c->is_native) {
+        rc = c->native(c, now_us);
+    } else if (c->state == OPC__CONN_OPEN) {
         rc = opc__conn_input(c);
         if (rc == OPCOMMS_OK) rc = opc__conn_output(c, now_us);
         if (rc == OPCOMMS_OK && c->server && c->reply_count < OPC__CONN_REPLIES) {
@@ -11138,7 +11356,7 @@ OPC__FN void opc__conn_ended(opc__conn *c) {
 /* Nothing is owed to the peer any more. */
 OPC__FN int opc__conn_quiet(const opc__conn *c) {
     return c->reply_count == 0 && c->out_stage == OPC__OUT_IDLE && c->calls == NULL &&
-           c->waiting == NULL;
+           c->waiting == NULL && !c->busy;
 }
 
 /* Begins the orderly end: close_notify. */
@@ -11475,7 +11693,7 @@ OPC__FN uint32_t opc__mailbox_by_uid(const opc__mailbox *m, uint32_t box, uint64
     return OPC__MAILBOX_NONE;
 }
 
-/* >>node ==== L3 ==== the peer: its connections, its store, and one step of its work */
+/* >>peer ==== L3 ==== what a peer is made of; its log lines; when its store writes and syncs */
 
 #define OPC__NODE_ROUNDS 8u         /* rounds of socket work for one connection in one step */
 #define OPC__NODE_ACCEPTS 16u       /* connections accepted in one step */
@@ -11487,10 +11705,15 @@ OPC__FN uint32_t opc__mailbox_by_uid(const opc__mailbox *m, uint32_t box, uint64
 #define OPC__LINK_CHECK_WAIT_US 2000000u /* and how long it may take to say that it lives */
 #define OPC__LINK_SILENT_US 2000000u /* after which a call that gives up ends the connection */
 
-/* An accepted connection. */
+/* A connection that the step works on: an accepted one, or one of ours. */
 typedef struct opc__slot {
     intptr_t sock;
     opcomms_address address;
+    int client;        /* ours: to the key `hash` */
+    int connecting;    /* TCP is not there yet */
+    uint8_t hash[32];  /* client */
+    int os_code;       /* client: of a failed connect */
+    struct opc__flow *flow; /* once the native protocol is agreed on */
     uint64_t since_us;
     uint64_t active_us;
     uint64_t activity_seen;
@@ -11534,6 +11757,16 @@ typedef struct opc__link {
     uint64_t heard_seen;
     opc__conn conn;
 } opc__link;
+
+/* Which protocol a server spoke last. */
+typedef struct opc__known {
+    uint8_t hash[32];
+    opcomms_address address;
+    int tarpc;
+} opc__known;
+
+#define OPC__PEER_KNOWN 64u
+#define OPC__PEER_EVENTS 256u
 
 struct opcomms_message {
     opcomms_peer *peer;
@@ -11602,6 +11835,24 @@ struct opcomms_peer {
     opcomms_pollfd *fds;
     opc__slot **fds_slot;
     opcomms_stats stats;
+    opc__items items;
+    opc__outbox outbox;
+    opc__numbers numbers;
+    uint64_t sealing;      /* everything up to this position goes with the flush under way */
+    uint64_t consumptions; /* counts messages that the program has acknowledged */
+    int64_t wall_s;        /* at the beginning of this step */
+    opc__call *directs;    /* of threads that wait, without a connection so far */
+    uint64_t direct_number;
+    opc__known known[OPC__PEER_KNOWN];
+    uint32_t known_next;
+    opcomms_event events[OPC__PEER_EVENTS];
+    uint32_t events_first;
+    uint32_t events_count;
+    uint64_t events_missed;
+    int told_full; /* per cent of the log at which a warning was given last */
+    uint8_t *state; /* the caller's record */
+    uint32_t state_len;
+    uint32_t state_cap;
     /* set by run: hands the sealed buffer to the flush thread; NULL: flush in the step */
     void (*flush_async)(struct opcomms_peer *p);
 #if !defined(OPCOMMS_NO_THREADS)
@@ -11766,6 +12017,8 @@ OPC__FN void opc__node_flush(opcomms_peer *p, uint64_t now_us) {
     }
     opc__node_flush_inline(p);
 }
+
+/* >>node ==== L3 ==== the peer at work: its connections, and one step of them */
 
 /* ---- requests of connected peers ---- */
 
