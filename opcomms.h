@@ -19,7 +19,7 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
      L0  cfg str err mem buf crc        base
      L1  posix plat thread              operating system
      L2  frame json bytes render fetch shape tarpc yaml der   codecs
-     L2  key cert seal tls store ram log look                 keys, TLS, storage
+     L2  key cert seal tls store ram log look native          keys, TLS, storage, own protocol
      L3  id allow route settings limit conn mailbox node run  the peer
      L4  pub-access pub-key pub-log pub-settings pub          public functions
 
@@ -9131,6 +9131,527 @@ OPC__FN opcomms_err opc__look_entry(opc__look *k, size_t i, opcomms_log_entry *e
     e->to_len = m.dest_len;
     e->to_id = m.dest_id;
     e->handle = k;
+    return OPCOMMS_OK;
+}
+
+/* >>native ==== L2 ==== what two peers of this library say: frames written, and read from pieces */
+
+/* Inside TLS, chosen by ALPN "opcomms/1". Integers are big-endian. A frame:
+       0  type 1      1  flags 1      2  channel 2      4  length of the body 4: at most 16 448
+   Types below 128 that are unknown are skipped, all others break the protocol; so does a flag, a
+   channel, a length or a value that is not described here. The first frame of each side, and no
+   other, is HELLO. HELLO, PING, PONG and BYE have channel 0, the others one of 1 to 65 535.
+       1 HELLO   version 2 (1 or more; the lower one of both sides counts), flags 2 (bit 0: takes
+                 OPEN on this connection; others are ignored), chunk 4 (1 024 to 16 384: the largest
+                 payload in one frame it takes), message_max 8, now counter 8, now random 8, known
+                 counter 8, known random 8 (the epoch I know you by; zero: none), count 2 (at most
+                 250), zero 2, count x (counter 8, random 8): my other epochs with messages pending
+                 for you, of ascending counters, all from 1 and below that of now.
+       2 OPEN    the number of the channel is the opener's, each direction has numbers of its own.
+                 stream 1 (1 queue, 2 direct), from_id 1, dest_id 1, wants 1 (acknowledgements
+                 beside durable: bit 0 received, bit 1 consumed), epoch counter 8, random 8 (not
+                 both zero), dest length 2 (1 to 1 024), zero 2, dest.
+       3 STATE   code 4 (0: open; below: an opcomms_err, the channel is closed and DATA on it is
+                 dropped until the next OPEN), zero 4, seen 8 (stored durably of this stream and
+                 epoch up to here; 0: none), credit messages 8, credit bytes 8 (since OPEN: how much
+                 may be sent in all).
+       4 DATA    flags: bit 0 MORE, bit 1 TEXT. number 8 (from 1), with MORE the bytes of the whole
+                 message 8, then payload: with MORE at least 1 byte, and less than the whole.
+       5 CHUNK   flags: bit 0 MORE, bit 2 ABORT (given up: drop what came). At least 1 byte of
+                 payload, with ABORT none and no MORE.
+       6 ACK     flags: level 1 received, 2 durable, 3 consumed. number 8 (all up to it; 0: none),
+                 credit messages 8, credit bytes 8.
+       7 REFUSE  number 8 (from 1), code 4 (below 0), zero 4: refused for good.
+       8 CLOSE   no body: the opener is done with the channel.
+       9 PING, 10 PONG   8 bytes, echoed.
+      11 BYE     code 4 (at most 0), then at most 200 bytes of UTF-8: why the connection ends. */
+
+enum {
+    OPC__NATIVE_NONE = 0, /* of an event: more bytes are needed */
+    OPC__NATIVE_HELLO = 1,
+    OPC__NATIVE_OPEN,
+    OPC__NATIVE_STATE,
+    OPC__NATIVE_DATA,
+    OPC__NATIVE_CHUNK,
+    OPC__NATIVE_ACK,
+    OPC__NATIVE_REFUSE,
+    OPC__NATIVE_CLOSE,
+    OPC__NATIVE_PING,
+    OPC__NATIVE_PONG,
+    OPC__NATIVE_BYE,
+    OPC__NATIVE_PIECE = 256 /* of an event: payload of the DATA or CHUNK before goes on */
+};
+enum { OPC__NATIVE_MORE = 1, OPC__NATIVE_TEXT = 2, OPC__NATIVE_ABORT = 4 };
+enum { OPC__NATIVE_RECEIVED = 1, OPC__NATIVE_DURABLE = 2, OPC__NATIVE_CONSUMED = 3 };
+enum { OPC__NATIVE_TAKES_OPEN = 1 }; /* flags of HELLO */
+
+#define OPC__NATIVE_VERSION 1u
+#define OPC__NATIVE_HEAD 8u
+#define OPC__NATIVE_BODY_MAX 16448u
+#define OPC__NATIVE_CHUNK_MIN 1024u
+#define OPC__NATIVE_CHUNK_MAX 16384u
+#define OPC__NATIVE_EPOCHS 250u /* pending ones in a HELLO */
+#define OPC__NATIVE_HELLO_FIXED 52u
+#define OPC__NATIVE_HELLO_MAX (OPC__NATIVE_HELLO_FIXED + 16u * OPC__NATIVE_EPOCHS)
+#define OPC__NATIVE_OPEN_FIXED 24u
+#define OPC__NATIVE_DEST_MAX 1024u
+#define OPC__NATIVE_BYE_TEXT 200u
+#define OPC__NATIVE_DATA_HEAD 24u /* most that is written before the payload of a DATA */
+OPC__STATIC_ASSERT(native_body, OPC__NATIVE_CHUNK_MAX + 16u <= OPC__NATIVE_BODY_MAX);
+OPC__STATIC_ASSERT(native_dest, OPC__NATIVE_DEST_MAX == OPC__DEST_MAX);
+
+typedef struct opc__hello {
+    uint16_t version;
+    uint16_t flags;
+    uint32_t chunk;
+    uint64_t message_max;
+    opc__epoch now;
+    opc__epoch known; /* both 0: none */
+    uint32_t count;
+    opc__epoch pending[OPC__NATIVE_EPOCHS];
+} opc__hello;
+
+/* What was read. Fields that are not named for its type mean nothing. p and n stay valid as long as
+   the bytes that were fed, and until the next call. */
+typedef struct opc__native_event {
+    int type;
+    uint8_t flags; /* DATA, CHUNK, PIECE; of ACK: the level */
+    uint32_t channel;
+    uint64_t number; /* DATA, ACK, REFUSE; of STATE: seen */
+    uint64_t total;  /* DATA: bytes of the whole message */
+    const uint8_t *p; /* DATA, CHUNK, PIECE: payload; OPEN: dest; BYE: text; PING, PONG: 8 bytes; */
+    size_t n;         /* HELLO: the body, for opc__native_hello_read */
+    uint32_t bytes;   /* DATA, CHUNK, PIECE: payload of this frame in all */
+    uint32_t left;    /* the same: what of it is still to come, as PIECE */
+    int32_t code;     /* STATE, REFUSE, BYE */
+    uint64_t credit_messages; /* STATE, ACK */
+    uint64_t credit_bytes;
+    uint8_t stream; /* OPEN: OPC__STREAM_, and below */
+    uint8_t from_id;
+    uint8_t dest_id;
+    uint8_t wants;
+    opc__epoch epoch;
+} opc__native_event;
+
+/* ---- writers: bytes written, 0 when there is no room for all ---- */
+
+OPC__FN void opc__native_put_epoch(uint8_t *p, const opc__epoch *e) {
+    opc__buf_put64(p, e->counter);
+    opc__buf_put64(p + 8, e->random);
+}
+OPC__FN void opc__native_get_epoch(const uint8_t *p, opc__epoch *e) {
+    e->counter = opc__buf_be64(p);
+    e->random = opc__buf_be64(p + 8);
+}
+
+OPC__FN void opc__native_head(uint8_t *p, unsigned type, unsigned flags, uint32_t channel,
+                              size_t body) {
+    OPCOMMS_ASSERT(channel <= 0xffffu);
+    OPCOMMS_ASSERT(body <= OPC__NATIVE_BODY_MAX);
+    p[0] = (uint8_t)type;
+    p[1] = (uint8_t)flags;
+    opc__buf_put16(p + 2, channel);
+    opc__buf_put32(p + 4, (uint32_t)body);
+}
+
+OPC__FN size_t opc__native_hello(uint8_t *out, size_t cap, const opc__hello *h) {
+    uint8_t *p = out + OPC__NATIVE_HEAD;
+    size_t body;
+    uint32_t i;
+    OPCOMMS_ASSERT(h->count <= OPC__NATIVE_EPOCHS);
+    OPCOMMS_ASSERT(h->chunk >= OPC__NATIVE_CHUNK_MIN);
+    OPCOMMS_ASSERT(h->chunk <= OPC__NATIVE_CHUNK_MAX);
+    body = OPC__NATIVE_HELLO_FIXED + (size_t)16 * h->count;
+    if (cap < OPC__NATIVE_HEAD + body) return 0;
+    opc__native_head(out, OPC__NATIVE_HELLO, 0, 0, body);
+    opc__buf_put16(p, h->version);
+    opc__buf_put16(p + 2, h->flags);
+    opc__buf_put32(p + 4, h->chunk);
+    opc__buf_put64(p + 8, h->message_max);
+    opc__native_put_epoch(p + 16, &h->now);
+    opc__native_put_epoch(p + 32, &h->known);
+    opc__buf_put16(p + 48, h->count);
+    opc__buf_put16(p + 50, 0);
+    for (i = 0; i < h->count; i++) {
+        opc__native_put_epoch(p + OPC__NATIVE_HELLO_FIXED + (size_t)16 * i, &h->pending[i]);
+    }
+    return OPC__NATIVE_HEAD + body;
+}
+
+/* Of *e: channel, stream, from_id, dest_id, wants, epoch, and dest as p and n. */
+OPC__FN size_t opc__native_open(uint8_t *out, size_t cap, const opc__native_event *e) {
+    uint8_t *p = out + OPC__NATIVE_HEAD;
+    size_t body = OPC__NATIVE_OPEN_FIXED + e->n;
+    OPCOMMS_ASSERT(e->channel > 0);
+    OPCOMMS_ASSERT(e->n > 0);
+    OPCOMMS_ASSERT(e->n <= OPC__NATIVE_DEST_MAX);
+    if (cap < OPC__NATIVE_HEAD + body) return 0;
+    opc__native_head(out, OPC__NATIVE_OPEN, 0, e->channel, body);
+    p[0] = e->stream;
+    p[1] = e->from_id;
+    p[2] = e->dest_id;
+    p[3] = e->wants;
+    opc__native_put_epoch(p + 4, &e->epoch);
+    opc__buf_put16(p + 20, (uint32_t)e->n);
+    opc__buf_put16(p + 22, 0);
+    memcpy(p + OPC__NATIVE_OPEN_FIXED, e->p, e->n);
+    return OPC__NATIVE_HEAD + body;
+}
+
+OPC__FN size_t opc__native_state(uint8_t *out, size_t cap, uint32_t channel, int32_t code,
+                                 uint64_t seen, uint64_t credit_messages, uint64_t credit_bytes) {
+    OPCOMMS_ASSERT(code <= 0);
+    OPCOMMS_ASSERT(channel > 0);
+    if (cap < OPC__NATIVE_HEAD + 32u) return 0;
+    opc__native_head(out, OPC__NATIVE_STATE, 0, channel, 32);
+    opc__buf_put32(out + 8, (uint32_t)code);
+    opc__buf_put32(out + 12, 0);
+    opc__buf_put64(out + 16, seen);
+    opc__buf_put64(out + 24, credit_messages);
+    opc__buf_put64(out + 32, credit_bytes);
+    return OPC__NATIVE_HEAD + 32u;
+}
+
+/* Everything before the payload, of which `bytes` are in this frame. flags: OPC__NATIVE_TEXT, and
+   OPC__NATIVE_MORE with the whole message's bytes as `total`. */
+OPC__FN size_t opc__native_data_head(uint8_t *out, size_t cap, uint32_t channel, unsigned flags,
+                                     uint64_t number, uint64_t total, uint32_t bytes) {
+    size_t fixed = (flags & OPC__NATIVE_MORE) ? 16 : 8;
+    OPCOMMS_ASSERT(number > 0);
+    OPCOMMS_ASSERT(bytes <= OPC__NATIVE_CHUNK_MAX);
+    if (cap < OPC__NATIVE_HEAD + fixed) return 0;
+    opc__native_head(out, OPC__NATIVE_DATA, flags, channel, fixed + bytes);
+    opc__buf_put64(out + 8, number);
+    if (flags & OPC__NATIVE_MORE) {
+        OPCOMMS_ASSERT(bytes > 0);
+        OPCOMMS_ASSERT(bytes < total);
+        opc__buf_put64(out + 16, total);
+    }
+    return OPC__NATIVE_HEAD + fixed;
+}
+
+OPC__FN size_t opc__native_chunk_head(uint8_t *out, size_t cap, uint32_t channel, unsigned flags,
+                                      uint32_t bytes) {
+    OPCOMMS_ASSERT(bytes <= OPC__NATIVE_CHUNK_MAX);
+    OPCOMMS_ASSERT((flags == OPC__NATIVE_ABORT) == (bytes == 0));
+    if (cap < OPC__NATIVE_HEAD) return 0;
+    opc__native_head(out, OPC__NATIVE_CHUNK, flags, channel, bytes);
+    return OPC__NATIVE_HEAD;
+}
+
+OPC__FN size_t opc__native_ack(uint8_t *out, size_t cap, uint32_t channel, unsigned level,
+                               uint64_t number, uint64_t credit_messages, uint64_t credit_bytes) {
+    OPCOMMS_ASSERT(level >= OPC__NATIVE_RECEIVED);
+    OPCOMMS_ASSERT(level <= OPC__NATIVE_CONSUMED);
+    if (cap < OPC__NATIVE_HEAD + 24u) return 0;
+    opc__native_head(out, OPC__NATIVE_ACK, level, channel, 24);
+    opc__buf_put64(out + 8, number);
+    opc__buf_put64(out + 16, credit_messages);
+    opc__buf_put64(out + 24, credit_bytes);
+    return OPC__NATIVE_HEAD + 24u;
+}
+
+OPC__FN size_t opc__native_refuse(uint8_t *out, size_t cap, uint32_t channel, uint64_t number,
+                                  int32_t code) {
+    OPCOMMS_ASSERT(code < 0);
+    OPCOMMS_ASSERT(number > 0);
+    if (cap < OPC__NATIVE_HEAD + 16u) return 0;
+    opc__native_head(out, OPC__NATIVE_REFUSE, 0, channel, 16);
+    opc__buf_put64(out + 8, number);
+    opc__buf_put32(out + 16, (uint32_t)code);
+    opc__buf_put32(out + 20, 0);
+    return OPC__NATIVE_HEAD + 16u;
+}
+
+OPC__FN size_t opc__native_close(uint8_t *out, size_t cap, uint32_t channel) {
+    OPCOMMS_ASSERT(channel > 0);
+    if (cap < OPC__NATIVE_HEAD) return 0;
+    opc__native_head(out, OPC__NATIVE_CLOSE, 0, channel, 0);
+    return OPC__NATIVE_HEAD;
+}
+
+/* type: OPC__NATIVE_PING or _PONG. */
+OPC__FN size_t opc__native_ping(uint8_t *out, size_t cap, int type, const uint8_t echo[8]) {
+    OPCOMMS_ASSERT(type == OPC__NATIVE_PING || type == OPC__NATIVE_PONG);
+    if (cap < OPC__NATIVE_HEAD + 8u) return 0;
+    opc__native_head(out, (unsigned)type, 0, 0, 8);
+    memcpy(out + 8, echo, 8);
+    return OPC__NATIVE_HEAD + 8u;
+}
+
+/* What of the text is more than fits is left out, by whole characters. */
+OPC__FN size_t opc__native_bye(uint8_t *out, size_t cap, int32_t code, const char *text) {
+    size_t n = strlen(text);
+    OPCOMMS_ASSERT(code <= 0);
+    if (n > OPC__NATIVE_BYE_TEXT) n = OPC__NATIVE_BYE_TEXT;
+    while (n > 0 && !opc__str_utf8_valid((const uint8_t *)text, n)) n--;
+    if (cap < OPC__NATIVE_HEAD + 4u + n) return 0;
+    opc__native_head(out, OPC__NATIVE_BYE, 0, 0, 4u + n);
+    opc__buf_put32(out + 8, (uint32_t)code);
+    if (n > 0) memcpy(out + 12, text, n);
+    return OPC__NATIVE_HEAD + 4u + n;
+}
+
+/* ---- reader ---- */
+
+enum {
+    OPC__NATIVE_AT_HEAD = 0,
+    OPC__NATIVE_AT_BODY, /* of a DATA: at what stands before the payload */
+    OPC__NATIVE_AT_PAYLOAD,
+    OPC__NATIVE_AT_SKIP,
+    OPC__NATIVE_FAILED
+};
+
+typedef struct opc__native_in {
+    int at;
+    int greeted;    /* HELLO has been read */
+    uint32_t chunk; /* the largest payload in one frame, as our HELLO said */
+    uint8_t type;   /* of this frame */
+    uint8_t flags;
+    uint16_t channel;
+    uint32_t need;  /* bytes of the body that are wanted in one piece */
+    uint32_t bytes; /* payload behind them, */
+    uint32_t left;  /* and what of it, or of a skipped body, is still to come */
+    uint32_t have;  /* bytes of head or body collected */
+    uint8_t head[OPC__NATIVE_HEAD];
+    uint8_t body[OPC__NATIVE_HELLO_MAX];
+} opc__native_in;
+OPC__STATIC_ASSERT(native_in, sizeof(opc__native_in) <= 4160u);
+
+OPC__FN void opc__native_begin(opc__native_in *in, uint32_t chunk) {
+    OPCOMMS_ASSERT(chunk >= OPC__NATIVE_CHUNK_MIN);
+    OPCOMMS_ASSERT(chunk <= OPC__NATIVE_CHUNK_MAX);
+    memset(in, 0, offsetof(opc__native_in, body));
+    in->chunk = chunk;
+}
+
+/* Reads the body of a HELLO; out NULL: only whether it is right. */
+OPC__FN opcomms_err opc__native_hello_read(const uint8_t *p, size_t n, opc__hello *out) {
+    opc__epoch now, known, e;
+    uint32_t i, count, chunk;
+    uint64_t last = 0;
+    if (n < OPC__NATIVE_HELLO_FIXED) return OPCOMMS_E_PROTOCOL;
+    chunk = opc__buf_be32(p + 4);
+    count = opc__buf_be16(p + 48);
+    opc__native_get_epoch(p + 16, &now);
+    opc__native_get_epoch(p + 32, &known);
+    if (opc__buf_be16(p) == 0 || opc__buf_be16(p + 50) != 0 || count > OPC__NATIVE_EPOCHS ||
+        n != OPC__NATIVE_HELLO_FIXED + (size_t)16 * count || chunk < OPC__NATIVE_CHUNK_MIN ||
+        chunk > OPC__NATIVE_CHUNK_MAX || (now.counter | now.random) == 0 ||
+        (known.counter == 0 && known.random != 0)) {
+        return OPCOMMS_E_PROTOCOL;
+    }
+    if (out != NULL) {
+        out->version = (uint16_t)opc__buf_be16(p);
+        out->flags = (uint16_t)opc__buf_be16(p + 2);
+        out->chunk = chunk;
+        out->message_max = opc__buf_be64(p + 8);
+        out->now = now;
+        out->known = known;
+        out->count = count;
+    }
+    for (i = 0; i < count; i++) {
+        opc__native_get_epoch(p + OPC__NATIVE_HELLO_FIXED + (size_t)16 * i, &e);
+        if (e.counter <= last || e.counter >= now.counter) return OPCOMMS_E_PROTOCOL;
+        last = e.counter;
+        if (out != NULL) out->pending[i] = e;
+    }
+    return OPCOMMS_OK;
+}
+
+/* A head is complete: what may follow? */
+OPC__FN opcomms_err opc__native_head_read(opc__native_in *in, const uint8_t *p) {
+    static const struct {
+        uint16_t least;
+        uint16_t most;
+        uint8_t flags; /* those there are */
+        uint8_t channel;
+    } rule[OPC__NATIVE_BYE + 1] = {
+        {0, 0, 0, 0},
+        {OPC__NATIVE_HELLO_FIXED, OPC__NATIVE_HELLO_MAX, 0, 0},
+        {OPC__NATIVE_OPEN_FIXED + 1, OPC__NATIVE_OPEN_FIXED + OPC__NATIVE_DEST_MAX, 0, 1},
+        {32, 32, 0, 1},
+        {8, OPC__NATIVE_CHUNK_MAX + 16, OPC__NATIVE_MORE | OPC__NATIVE_TEXT, 1},
+        {0, OPC__NATIVE_CHUNK_MAX, OPC__NATIVE_MORE | OPC__NATIVE_ABORT, 1},
+        {24, 24, 3, 1},
+        {16, 16, 0, 1},
+        {0, 0, 0, 1},
+        {8, 8, 0, 0},
+        {8, 8, 0, 0},
+        {4, 4 + OPC__NATIVE_BYE_TEXT, 0, 0},
+    };
+    uint32_t n = opc__buf_be32(p + 4), need = n;
+    unsigned type = p[0], flags = p[1];
+    if (n > OPC__NATIVE_BODY_MAX || in->greeted == (type == OPC__NATIVE_HELLO)) {
+        return OPCOMMS_E_PROTOCOL;
+    }
+    if (type == 0 || type > OPC__NATIVE_BYE) {
+        in->left = n;
+        in->at = OPC__NATIVE_AT_SKIP;
+        return type < 128u ? OPCOMMS_OK : OPCOMMS_E_PROTOCOL;
+    }
+    in->type = (uint8_t)type;
+    in->flags = (uint8_t)flags;
+    in->channel = (uint16_t)opc__buf_be16(p + 2);
+    if (n < rule[type].least || n > rule[type].most || (flags & ~(unsigned)rule[type].flags) != 0 ||
+        (in->channel != 0) != rule[type].channel) {
+        return OPCOMMS_E_PROTOCOL;
+    }
+    if (type == OPC__NATIVE_DATA) {
+        need = (flags & OPC__NATIVE_MORE) ? 16 : 8;
+        if (n < need || (need == 16 && n == need)) return OPCOMMS_E_PROTOCOL;
+    } else if (type == OPC__NATIVE_CHUNK) {
+        need = 0;
+        if ((n == 0) != (flags == OPC__NATIVE_ABORT)) return OPCOMMS_E_PROTOCOL;
+        if (flags > OPC__NATIVE_ABORT) return OPCOMMS_E_PROTOCOL; /* ABORT with MORE */
+    } else if (type == OPC__NATIVE_ACK && flags == 0) {
+        return OPCOMMS_E_PROTOCOL;
+    }
+    in->need = need;
+    in->bytes = n - need;
+    in->left = in->bytes;
+    in->at = OPC__NATIVE_AT_BODY;
+    return in->bytes <= in->chunk ? OPCOMMS_OK : OPCOMMS_E_PROTOCOL;
+}
+
+OPC__FN opcomms_err opc__native_open_read(const uint8_t *p, size_t n, opc__native_event *e) {
+    OPCOMMS_ASSERT(n > OPC__NATIVE_OPEN_FIXED);
+    e->stream = p[0];
+    e->from_id = p[1];
+    e->dest_id = p[2];
+    e->wants = p[3];
+    opc__native_get_epoch(p + 4, &e->epoch);
+    e->p = p + OPC__NATIVE_OPEN_FIXED;
+    e->n = n - OPC__NATIVE_OPEN_FIXED;
+    if ((e->stream != OPC__STREAM_QUEUE && e->stream != OPC__STREAM_DIRECT) || e->wants > 3u ||
+        (e->epoch.counter | e->epoch.random) == 0 || opc__buf_be16(p + 20) != e->n ||
+        opc__buf_be16(p + 22) != 0) {
+        return OPCOMMS_E_PROTOCOL;
+    }
+    return OPCOMMS_OK;
+}
+
+/* The code in a frame: an opcomms_err of this or of a newer version. */
+OPC__FN opcomms_err opc__native_code(const uint8_t *p, int32_t *code) {
+    uint32_t v = opc__buf_be32(p);
+    *code = v == 0 ? 0 : -(int32_t)(0xffffffffu - v) - 1;
+    return v == 0 || v >= 0x80000000u ? OPCOMMS_OK : OPCOMMS_E_PROTOCOL;
+}
+
+/* The `need` bytes of a body are at p. */
+OPC__FN opcomms_err opc__native_body(opc__native_in *in, const uint8_t *p, opc__native_event *e) {
+    size_t n = in->need;
+    e->type = in->type;
+    e->flags = in->flags;
+    e->channel = in->channel;
+    e->bytes = in->bytes;
+    if (in->type == OPC__NATIVE_DATA) { /* first, because there are so many */
+        e->number = opc__buf_be64(p);
+        e->total = n == 16 ? opc__buf_be64(p + 8) : in->bytes;
+        if (e->number == 0 || (n == 16 && e->total <= in->bytes)) return OPCOMMS_E_PROTOCOL;
+        return OPCOMMS_OK;
+    }
+    e->p = p;
+    e->n = n;
+    switch (in->type) {
+    case OPC__NATIVE_HELLO:
+        in->greeted = 1;
+        return opc__native_hello_read(p, n, NULL);
+    case OPC__NATIVE_OPEN: return opc__native_open_read(p, n, e);
+    case OPC__NATIVE_STATE:
+        e->number = opc__buf_be64(p + 8);
+        e->credit_messages = opc__buf_be64(p + 16);
+        e->credit_bytes = opc__buf_be64(p + 24);
+        if (opc__buf_be32(p + 4) != 0) return OPCOMMS_E_PROTOCOL;
+        return opc__native_code(p, &e->code);
+    case OPC__NATIVE_ACK:
+        e->number = opc__buf_be64(p);
+        e->credit_messages = opc__buf_be64(p + 8);
+        e->credit_bytes = opc__buf_be64(p + 16);
+        return OPCOMMS_OK;
+    case OPC__NATIVE_REFUSE:
+        e->number = opc__buf_be64(p);
+        if (e->number == 0 || opc__buf_be32(p + 12) != 0) return OPCOMMS_E_PROTOCOL;
+        if (opc__buf_be32(p + 8) == 0) return OPCOMMS_E_PROTOCOL;
+        return opc__native_code(p + 8, &e->code);
+    case OPC__NATIVE_BYE:
+        e->p = p + 4;
+        e->n = n - 4;
+        if (!opc__str_utf8_valid(e->p, e->n)) return OPCOMMS_E_PROTOCOL;
+        return opc__native_code(p, &e->code);
+    default: return OPCOMMS_OK; /* CHUNK, CLOSE, PING, PONG */
+    }
+}
+
+/* `want` bytes in one piece: where they lie if they are all there, else collected in `store`. NULL:
+   there are not as many yet. */
+OPC__FN const uint8_t *opc__native_gather(opc__native_in *in, uint8_t *store, uint32_t want,
+                                          const uint8_t **at, const uint8_t *end) {
+    const uint8_t *p = *at;
+    size_t left = (size_t)(end - p), some = want - in->have;
+    OPCOMMS_ASSERT(in->have <= want);
+    if (in->have == 0 && left >= want) {
+        *at = p + want;
+        return p;
+    }
+    if (some > left) some = left;
+    if (some > 0) memcpy(store + in->have, p, some);
+    in->have += (uint32_t)some;
+    *at = p + some;
+    if (in->have < want) return NULL;
+    in->have = 0;
+    return store;
+}
+
+/* Takes one event of the n bytes at p, of which *used are then consumed: all, when the event is
+   OPC__NATIVE_NONE. A message in one piece is one event and is not copied. OPCOMMS_E_PROTOCOL is
+   final. */
+OPC__FN opcomms_err opc__native_next(opc__native_in *in, const uint8_t *p, size_t n, size_t *used,
+                                     opc__native_event *e) {
+    const uint8_t *at = p, *end = p + n, *got;
+    size_t some;
+    e->type = OPC__NATIVE_NONE;
+    for (;;) {
+        if (in->at == OPC__NATIVE_AT_HEAD) {
+            got = opc__native_gather(in, in->head, OPC__NATIVE_HEAD, &at, end);
+            if (got == NULL) break;
+            if (opc__native_head_read(in, got) != OPCOMMS_OK) in->at = OPC__NATIVE_FAILED;
+        }
+        if (in->at == OPC__NATIVE_FAILED) return OPCOMMS_E_PROTOCOL;
+        if (in->at == OPC__NATIVE_AT_BODY) {
+            got = opc__native_gather(in, in->body, in->need, &at, end);
+            if (got == NULL) break;
+            if (opc__native_body(in, got, e) != OPCOMMS_OK) {
+                in->at = OPC__NATIVE_FAILED;
+                return OPCOMMS_E_PROTOCOL;
+            }
+            in->at = in->left > 0 ? OPC__NATIVE_AT_PAYLOAD : OPC__NATIVE_AT_HEAD;
+            if (in->type != OPC__NATIVE_DATA && in->type != OPC__NATIVE_CHUNK) break;
+        } else if (at == end && in->left > 0) {
+            break;
+        }
+        some = (size_t)(end - at) < in->left ? (size_t)(end - at) : in->left;
+        got = at;
+        at += some;
+        in->left -= (uint32_t)some;
+        if (in->at == OPC__NATIVE_AT_SKIP) {
+            if (in->left == 0) in->at = OPC__NATIVE_AT_HEAD;
+            continue;
+        }
+        if (in->left == 0) in->at = OPC__NATIVE_AT_HEAD;
+        if (e->type == OPC__NATIVE_NONE) {
+            e->type = OPC__NATIVE_PIECE;
+            e->flags = in->flags;
+            e->channel = in->channel;
+            e->bytes = in->bytes;
+        }
+        e->p = got;
+        e->n = some;
+        e->left = in->left;
+        break;
+    }
+    *used = (size_t)(at - p);
+    OPCOMMS_ASSERT(*used <= n);
     return OPCOMMS_OK;
 }
 

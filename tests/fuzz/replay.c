@@ -1,6 +1,7 @@
 /* Runs the files of a folder through one target: replay NAME FOLDER [-v]. No fuzzer needed. */
 #define FUZZ_REPLAY
 #include "fuzz_frame.c"
+#include "fuzz_native.c"
 #include "fuzz_json.c"
 #include "fuzz_array.c"
 #include "fuzz_request.c"
@@ -25,7 +26,8 @@ static const struct {
                {"request", fuzz_request},   {"response", fuzz_response}, {"pem", fuzz_pem},
                {"key", fuzz_key},           {"cert", fuzz_cert},   {"id", fuzz_id},
                {"allow", fuzz_allow},       {"route", fuzz_route}, {"log", fuzz_log},
-               {"tls", fuzz_tls},           {"conn", fuzz_conn},   {"settings", fuzz_settings}};
+               {"tls", fuzz_tls},           {"conn", fuzz_conn},   {"settings", fuzz_settings},
+               {"native", fuzz_native}};
 
 static int replay(void (*run)(const uint8_t *data, size_t size), const char *path) {
     static uint8_t buf[1 << 20];

@@ -134,6 +134,7 @@ nouns="cfg:OPC__STATIC cfg:OPC__FN str:opc__text
     tarpc:opc__data tarpc:OPC__DEST tarpc:OPC__DEADLINE
     der:opc__derw tls:opc__session tls:opc__sessions key:opc__pem key:OPC__PEM key:opc__base64 key:OPC__OID
     store:opc__msg store:OPC__MSG store:OPC__FRAG log:OPC__OP
+    native:opc__hello
     allow:opc__list allow:OPC__LIST allow:opc__rules allow:opc__rule limit:opc__bucket limit:opc__rates
     conn:opc__call conn:opc__reply conn:OPC__OUT mailbox:opc__box mailbox:opc__entry
     mailbox:opc__sender node:opc__slot node:opc__link node:OPC__LINK node:opc__crowd node:opc__end
