@@ -7,6 +7,12 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#define BARE_FN static __attribute__((unused))
+
+#ifndef BARE_OUT
+#define BARE_OUT 4181 /* records of 4 KiB, as a peer's */
+#endif
+
 typedef struct bare_id {
     int is_rsa;
     br_rsa_private_key rsa;
@@ -24,16 +30,16 @@ typedef struct bare_end {
     br_x500_name name; /* server: who signs the certificates it asks for */
     br_x509_knownkey_context known;
     unsigned char in[BR_SSL_BUFSIZE_INPUT];
-    unsigned char out[4181];
+    unsigned char out[BARE_OUT];
 } bare_end;
 
-static uint32_t bare_vrfy(const br_ec_impl *impl, const void *hash, size_t hash_len,
+BARE_FN uint32_t bare_vrfy(const br_ec_impl *impl, const void *hash, size_t hash_len,
                           const br_ec_public_key *pk, const void *sig, size_t sig_len) {
     (void)impl;
     return br_ecdsa_vrfy_asn1_get_default()(br_ec_get_default(), hash, hash_len, pk, sig, sig_len);
 }
 
-static void bare_engine(bare_end *e, const bare_id *other) {
+BARE_FN void bare_engine(bare_end *e, const bare_id *other) {
     static const uint16_t aes[] = {
         BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, BR_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
         BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
@@ -64,7 +70,7 @@ static void bare_engine(bare_end *e, const bare_id *other) {
 }
 
 /* 1: ready to begin. */
-static int bare_server(bare_end *e, const bare_id *own, const bare_id *other, const void *dn,
+BARE_FN int bare_server(bare_end *e, const bare_id *own, const bare_id *other, const void *dn,
                        size_t dn_len) {
     br_ssl_server_context *sc = &e->u.server;
     e->name.data = (unsigned char *)dn;
@@ -85,7 +91,7 @@ static int bare_server(bare_end *e, const bare_id *own, const bare_id *other, co
     return br_ssl_server_reset(sc);
 }
 
-static int bare_client(bare_end *e, const bare_id *own, const bare_id *other) {
+BARE_FN int bare_client(bare_end *e, const bare_id *own, const bare_id *other) {
     br_ssl_client_context *cc = &e->u.client;
     br_ssl_client_zero(cc);
     e->eng = &cc->eng;
@@ -102,7 +108,7 @@ static int bare_client(bare_end *e, const bare_id *own, const bare_id *other) {
     return br_ssl_client_reset(cc, "localhost", 0);
 }
 
-static int bare_say(bare_end *e) {
+BARE_FN int bare_say(bare_end *e) {
     size_t n = 0;
     unsigned char *p = br_ssl_engine_sendapp_buf(e->eng, &n);
     if (p == NULL || n < 64) return 0;
@@ -112,7 +118,7 @@ static int bare_say(bare_end *e) {
     return 1;
 }
 
-static int bare_heard(bare_end *e) {
+BARE_FN int bare_heard(bare_end *e) {
     size_t n = 0;
     if (br_ssl_engine_recvapp_buf(e->eng, &n) == NULL || n != 64) return 0;
     br_ssl_engine_recvapp_ack(e->eng, n);
@@ -120,7 +126,7 @@ static int bare_heard(bare_end *e) {
 }
 
 /* What `from` has to send goes into `to`. 0: nothing moved. */
-static int bare_move(bare_end *from, bare_end *to) {
+BARE_FN int bare_move(bare_end *from, bare_end *to) {
     size_t n = 0, room = 0;
     const unsigned char *p = br_ssl_engine_sendrec_buf(from->eng, &n);
     unsigned char *q = br_ssl_engine_recvrec_buf(to->eng, &room);
@@ -132,7 +138,7 @@ static int bare_move(bare_end *from, bare_end *to) {
     return n > 0;
 }
 
-static void bare_run(bare_end *a, bare_end *b) {
+BARE_FN void bare_run(bare_end *a, bare_end *b) {
     int moved = 1;
     while (moved) {
         moved = bare_move(a, b);
@@ -141,7 +147,7 @@ static void bare_run(bare_end *a, bare_end *b) {
 }
 
 /* A full mutual handshake in memory, then 64 bytes there and 64 back. 1: all of it happened. */
-static int bare_pair(const bare_id *server, const bare_id *client, const void *dn, size_t dn_len) {
+BARE_FN int bare_pair(const bare_id *server, const bare_id *client, const void *dn, size_t dn_len) {
     static bare_end s, c;
     if (!bare_server(&s, server, client, dn, dn_len) || !bare_client(&c, client, server)) return 0;
     bare_run(&c, &s);
@@ -153,7 +159,7 @@ static int bare_pair(const bare_id *server, const bare_id *client, const void *d
 }
 
 /* Runs one end over a blocking socket until its engine reaches one of these states. */
-static int bare_until(bare_end *e, int fd, unsigned states) {
+BARE_FN int bare_until(bare_end *e, int fd, unsigned states) {
     for (;;) {
         unsigned now = br_ssl_engine_current_state(e->eng);
         size_t n = 0;
@@ -176,14 +182,14 @@ static int bare_until(bare_end *e, int fd, unsigned states) {
 }
 
 /* The same over a connected socket, one end each. */
-static int bare_accept(const bare_id *own, const bare_id *other, const void *dn, size_t dn_len,
+BARE_FN int bare_accept(const bare_id *own, const bare_id *other, const void *dn, size_t dn_len,
                        int fd) {
     static bare_end e;
     return bare_server(&e, own, other, dn, dn_len) && bare_until(&e, fd, BR_SSL_RECVAPP) &&
            bare_heard(&e) && bare_say(&e) && bare_until(&e, fd, BR_SSL_SENDAPP);
 }
 
-static int bare_connect(const bare_id *own, const bare_id *other, int fd) {
+BARE_FN int bare_connect(const bare_id *own, const bare_id *other, int fd) {
     static bare_end e;
     return bare_client(&e, own, other) && bare_until(&e, fd, BR_SSL_SENDAPP) && bare_say(&e) &&
            bare_until(&e, fd, BR_SSL_RECVAPP) && bare_heard(&e);

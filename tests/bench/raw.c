@@ -1,0 +1,185 @@
+/* The raw limits: what no implementation can be faster than. Prints lines "name.size.what value".
+   raw tls SIZE SECONDS             bare BearSSL, AES-128-GCM, pinned keys: messages in full records
+   raw append SIZE SECONDS DIR COUNT  COUNT messages are appended and synced, again and again
+   raw aead SIZE SECONDS            AES-128-GCM alone */
+#define _GNU_SOURCE
+#include "raw.h"
+
+#define BARE_OUT (16384 + 85)
+#include "bare.h"
+
+static size_t size;
+
+/* ---- TLS ---- */
+
+static bare_id ids[2];
+
+static void id_make(bare_id *id, uint64_t seed) {
+    static unsigned char certificate[64]; /* nobody looks at it: the key is known */
+    br_hmac_drbg_context random;
+    unsigned char *buf = (unsigned char *)malloc(BR_EC_KBUF_PRIV_MAX_SIZE);
+    unsigned char *pub = (unsigned char *)malloc(BR_EC_KBUF_PUB_MAX_SIZE);
+    br_hmac_drbg_init(&random, &br_sha256_vtable, &seed, sizeof seed);
+    if (br_ec_keygen(&random.vtable, br_ec_get_default(), &id->ec, buf, BR_EC_secp256r1) == 0 ||
+        br_ec_compute_pub(br_ec_get_default(), &id->known.key.ec, pub, &id->ec) == 0) {
+        raw_die("key");
+    }
+    id->known.key_type = BR_KEYTYPE_EC;
+    id->chain.data = certificate;
+    id->chain.data_len = sizeof certificate;
+}
+
+/* Messages straddle records: what is left of one begins the next buffer. */
+typedef struct stream {
+    bare_end end;
+    int fd;
+    uint8_t *part; /* receiver: a message that is not whole */
+    size_t have;
+} stream;
+
+static stream s;
+
+static void put(uint8_t *p, void *user) {
+    size_t at = 0;
+    (void)user;
+    while (at < size) {
+        size_t n = 0;
+        unsigned char *q = br_ssl_engine_sendapp_buf(s.end.eng, &n);
+        if (q == NULL) {
+            if (!bare_until(&s.end, s.fd, BR_SSL_SENDAPP)) raw_die("TLS");
+            continue;
+        }
+        if (n > size - at) n = size - at;
+        memcpy(q, p + at, n);
+        br_ssl_engine_sendapp_ack(s.end.eng, n); /* a full record goes out by itself */
+        at += n;
+    }
+}
+
+static int heard(const unsigned char *p, size_t n) {
+    while (n > 0) {
+        size_t some = size - s.have < n ? size - s.have : n;
+        memcpy(s.part + s.have, p, some);
+        s.have += some;
+        p += some;
+        n -= some;
+        if (s.have < size) continue;
+        s.have = 0;
+        if (raw_hear(s.part, 0)) return 1;
+    }
+    return 0;
+}
+
+static void take_all(int listener) {
+    int over = 0;
+    s.fd = accept(listener, NULL, NULL);
+    raw_no_delay(s.fd);
+    if (!bare_server(&s.end, &ids[0], &ids[1], "", 0)) raw_die("TLS");
+    while (!over) {
+        size_t n = 0;
+        unsigned char *p;
+        if (!bare_until(&s.end, s.fd, BR_SSL_RECVAPP)) raw_die("TLS, receiver");
+        p = br_ssl_engine_recvapp_buf(s.end.eng, &n);
+        over = heard(p, n);
+        br_ssl_engine_recvapp_ack(s.end.eng, n);
+    }
+    raw_reach(2);
+    pause();
+}
+
+static void tls(double seconds) {
+    struct sockaddr_in at;
+    int listener = raw_listen(&at);
+    uint8_t *p = (uint8_t *)calloc(1, size);
+    s.part = (uint8_t *)calloc(1, size);
+    id_make(&ids[0], 1);
+    id_make(&ids[1], 2);
+    if (raw_start() == 0) take_all(listener);
+    s.fd = raw_connect(&at);
+    if (!bare_client(&s.end, &ids[1], &ids[0]) || !bare_until(&s.end, s.fd, BR_SSL_SENDAPP)) {
+        raw_die("TLS, sender: %d", br_ssl_engine_last_error(s.end.eng));
+    }
+    raw_flow(seconds, put, p, NULL);
+    br_ssl_engine_flush(s.end.eng, 0);
+    if (!bare_until(&s.end, s.fd, BR_SSL_SENDAPP)) raw_die("TLS, sender");
+    raw_report("raw.tls", size);
+    kill(raw_child, SIGKILL);
+    waitpid(raw_child, NULL, 0);
+}
+
+/* ---- append and fdatasync ---- */
+
+static void append(double seconds, const char *dir, size_t count) {
+    static double took[65536];
+    int fd = raw_file(dir, "raw");
+    uint8_t *p = (uint8_t *)calloc(count, size);
+    double begin, end, now;
+    size_t n = 0;
+    char name[64];
+    memset(p, 'r', count * size);
+    raw_append(fd, p, count * size);
+    begin = now = raw_now();
+    end = begin + seconds * 1e6;
+    while (now < end && n < sizeof took / sizeof took[0]) {
+        double before = now;
+        raw_append(fd, p, count * size);
+        now = raw_now();
+        took[n++] = now - before;
+    }
+    snprintf(name, sizeof name, "raw.append.%u", (unsigned)count);
+    raw_tell(name, size, "rate", (double)(n * count) / (now - begin) * 1e6);
+    raw_tell(name, size, "p99", raw_share(took, n, 0.99));
+    raw_tell(name, size, "p50", raw_share(took, n, 0.5));
+}
+
+/* ---- AEAD ---- */
+
+static void aead(double seconds) {
+    static const unsigned char key[16] = {1}, iv[12] = {2}, head[13] = {3};
+    union {
+        br_aes_gen_ctr_keys any;
+        br_aes_x86ni_ctr_keys ni;
+        br_aes_ct64_ctr_keys ct;
+    } aes;
+    const br_block_ctr_class *ctr = br_aes_x86ni_ctr_get_vtable();
+    br_ghash ghash = br_ghash_pclmul_get();
+    br_gcm_context gcm;
+    unsigned char tag[16], *p = (unsigned char *)calloc(1, size);
+    double begin, now;
+    uint64_t n = 0;
+    if (ctr == NULL) ctr = &br_aes_ct64_ctr_vtable;
+    if (ghash == 0) ghash = &br_ghash_ctmul64;
+    ctr->init((const br_block_ctr_class **)(void *)&aes, key, sizeof key);
+    br_gcm_init(&gcm, (const br_block_ctr_class **)(void *)&aes, ghash);
+    begin = raw_now();
+    do {
+        int i;
+        for (i = 0; i < 64; i++) {
+            br_gcm_reset(&gcm, iv, sizeof iv);
+            br_gcm_aad_inject(&gcm, head, sizeof head);
+            br_gcm_flip(&gcm);
+            br_gcm_run(&gcm, 1, p, size);
+            br_gcm_get_tag(&gcm, tag);
+        }
+        n += 64;
+        now = raw_now();
+    } while (now - begin < seconds * 1e6);
+    raw_tell("raw.aead", size, "mb", (double)(n * size) / (now - begin));
+}
+
+int main(int argc, char **argv) {
+    if (argc < 4) return 2;
+    size = (size_t)strtoul(argv[2], NULL, 10);
+    if (size < 64 || size > 65536) return 2;
+    raw_place(0);
+    if (strcmp(argv[1], "tls") == 0) {
+        tls(strtod(argv[3], NULL));
+    } else if (strcmp(argv[1], "append") == 0 && argc == 6) {
+        append(strtod(argv[3], NULL), argv[4], (size_t)strtoul(argv[5], NULL, 10));
+    } else if (strcmp(argv[1], "aead") == 0) {
+        aead(strtod(argv[3], NULL));
+    } else {
+        return 2;
+    }
+    return 0;
+}
