@@ -75,9 +75,12 @@ RAW_FN void raw_rest(long us) {
 
 /* The first processor we may use, or the last: all threads this one starts stay there too. */
 RAW_FN void raw_place(int last) {
-    cpu_set_t all, one;
+    static cpu_set_t all; /* as it was in the beginning */
+    static int known;
+    cpu_set_t one;
     size_t i, at = 0;
-    if (sched_getaffinity(0, sizeof all, &all) != 0) raw_die("processors");
+    if (!known && sched_getaffinity(0, sizeof all, &all) != 0) raw_die("processors");
+    known = 1;
     for (i = CPU_SETSIZE; i-- > 0;) {
         if (!CPU_ISSET(i, &all)) continue;
         at = i;
