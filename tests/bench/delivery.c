@@ -12,10 +12,6 @@
 
 #include "raw.h"
 
-#ifdef DELIVERY_STUB
-#include "delivery_stub.h"
-#endif
-
 #define BATCH 1024
 #define QUEUED 100000u
 
@@ -225,23 +221,24 @@ static double trip_ours(opcomms_peer *peer, const uint8_t *p) {
 
 #define BLOCKS 5
 #define TRIPS 200
-#define SYNCED 40
+#define SLOW 40
 
 static void trip(const char *name) {
     static double ours[BLOCKS * TRIPS], raw[BLOCKS * TRIPS], disk[BLOCKS * TRIPS];
-    int durable = strncmp(name, "durable", 7) == 0, block, i, each = durable ? SYNCED : TRIPS;
+    int durable = strncmp(name, "durable", 7) == 0, block, i, each = TRIPS;
     kind in = {NULL, OPCOMMS_DURABLE_ALWAYS, 0, 0}, out = in;
     uint8_t *p = (uint8_t *)calloc(1, size);
     size_t n = 0;
     char text[64];
     opcomms_peer *peer;
     int fd, file = -1;
+    if (durable || size > 16384) each = SLOW;
     if (strstr(name, "pump") != NULL) in.flags = out.flags = OPCOMMS_NO_BACKGROUND;
     if (durable) in.log = "trip.log";
     out.flags |= OPCOMMS_NO_LISTEN;
     if (raw_start() == 0) trip_receive(&in);
     fd = raw_echo(size);
-    if (durable) file = raw_file(dir, "raw");
+    if (durable) file = raw_file(dir);
     peer = sender_open(&out);
     for (i = 0; i < 50; i++) (void)trip_ours(peer, p);
     for (i = 0; i < 50; i++) (void)raw_trip(fd, size);

@@ -154,7 +154,7 @@ static void tls(double seconds) {
 
 static void append(double seconds, const char *dir, size_t count) {
     static double took[65536];
-    int fd = raw_file(dir, "raw");
+    int fd = raw_file(dir);
     uint8_t *p = (uint8_t *)calloc(count, size);
     double begin, end, now;
     size_t n = 0;

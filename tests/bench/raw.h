@@ -340,15 +340,17 @@ RAW_FN int raw_lasting(const char *dir) {
     return fs.f_type != 0x01021994 && (uint32_t)fs.f_type != 0x858458f6u; /* tmpfs, ramfs */
 }
 
-RAW_FN int raw_file(const char *dir, const char *name) {
+/* Made once and used by all raw appends and the log beside libzmq. */
+RAW_FN int raw_file(const char *dir) {
     static char zeros[1 << 20];
     char path[600];
     size_t i;
     int fd;
     if (!raw_lasting(dir)) raw_die("%s is a memory file system", dir);
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    snprintf(path, sizeof path, "%s/raw", dir);
+    fd = open(path, O_RDWR | O_CREAT, 0600);
     if (fd < 0) raw_die("%s", path);
+    if (lseek(fd, 0, SEEK_END) == (off_t)RAW_SPACE) return fd;
     for (i = 0; i < RAW_SPACE / sizeof zeros; i++) {
         if (write(fd, zeros, sizeof zeros) != (ssize_t)sizeof zeros) raw_die("write");
     }

@@ -143,7 +143,7 @@ static void put_within(uint8_t *p, void *user) {
 static void durable(double seconds, const char *dir) {
     uint8_t *p = (uint8_t *)calloc(1, size);
     char name[64];
-    if (raw_start() == 0) durable_receive(raw_file(dir, "zmq"));
+    if (raw_start() == 0) durable_receive(raw_file(dir));
     sender_open(ZMQ_DEALER);
     raw_flow(seconds, put_within, p, NULL);
     while (acked < raw_sent) acks(0);
