@@ -3247,14 +3247,14 @@ OPC__FN void opc__fetch_end(opc__fetch *f) {
    ignored and known ones at most once, or an array of all its fields in order; an enum is an object
    with exactly one key, or a bare string where the variant holds nothing. */
 enum {
-    OPC__KIND_IGNORED,
-    OPC__KIND_NUMBER,
-    OPC__KIND_BOOL,
-    OPC__KIND_TEXT,
-    OPC__KIND_UNIT,
-    OPC__KIND_STRUCT,
-    OPC__KIND_ENUM,
-    OPC__KIND_TUPLE
+    OPC__SHAPE_IS_IGNORED,
+    OPC__SHAPE_IS_NUMBER,
+    OPC__SHAPE_IS_BOOL,
+    OPC__SHAPE_IS_TEXT,
+    OPC__SHAPE_IS_UNIT,
+    OPC__SHAPE_IS_STRUCT,
+    OPC__SHAPE_IS_ENUM,
+    OPC__SHAPE_IS_TUPLE
 };
 
 #define OPC__SHAPE_OR_BOOL 1u   /* a bare bool is taken, into `other` */
@@ -3401,37 +3401,37 @@ static const opc__shape_field opc__shape_rpc_error[] = { /* order: OPC__RERR_MUT
     {"RateLimitExceeded", OPC__SHAPE_UNIT, OPC__SLOT_NONE, 0}};
 
 static const opc__shape opc__shape_table[OPC__SHAPE_COUNT] = {
-    {OPC__KIND_IGNORED, 0, 0, 0, 0, NULL},
-    {OPC__KIND_NUMBER, 0, 0, 0, 255u, NULL},
-    {OPC__KIND_NUMBER, 0, 0, 0, 0xffffffffu, NULL},
-    {OPC__KIND_NUMBER, 0, 0, 0, UINT64_MAX, NULL},
-    {OPC__KIND_BOOL, 0, 0, 0, 0, NULL},
-    {OPC__KIND_TEXT, 0, 0, 0, 0, NULL},
-    {OPC__KIND_UNIT, 0, 0, 0, 0, NULL},
-    {OPC__KIND_ENUM, 0, 2, 0, 0, opc__shape_client},
-    {OPC__KIND_STRUCT, 0, 3, 0, 0, opc__shape_request},
-    {OPC__KIND_STRUCT, 0, 2, 0, 0, opc__shape_context},
-    {OPC__KIND_STRUCT, OPC__SHAPE_STRICT, 2, 0, 0, opc__shape_duration},
-    {OPC__KIND_STRUCT, 0, 3, 0, 0, opc__shape_trace},
-    {OPC__KIND_TUPLE, 0, 16, OPC__SHAPE_U8, 0, NULL},
-    {OPC__KIND_ENUM, 0, 2, 0, 0, opc__shape_sampling},
-    {OPC__KIND_STRUCT, 0, 2, 0, 0, opc__shape_cancel},
-    {OPC__KIND_ENUM, 0, 4, 0, 0, opc__shape_call},
-    {OPC__KIND_STRUCT, 0, 3, 0, 0, opc__shape_send},
-    {OPC__KIND_STRUCT, 0, 1, 0, 0, opc__shape_get_ack},
-    {OPC__KIND_STRUCT, 0, 2, 0, 0, opc__shape_get_ack},
-    {OPC__KIND_STRUCT, 0, 0, 0, 0, NULL},
-    {OPC__KIND_STRUCT, 0, 2, 0, 0, opc__shape_ident},
-    {OPC__KIND_STRUCT, 0, 2, 0, 0, opc__shape_response},
-    {OPC__KIND_ENUM, 0, 2, 0, 0, opc__shape_result},
-    {OPC__KIND_STRUCT, 0, 2, 0, 0, opc__shape_server_error},
-    {OPC__KIND_ENUM, 0, 4, 0, 0, opc__shape_answer},
-    {OPC__KIND_ENUM, 0, 2, 0, 0, opc__shape_outcome},
-    {OPC__KIND_ENUM, 0, 2, 0, 0, opc__shape_fetched},
-    {OPC__KIND_STRUCT, OPC__SHAPE_OR_NULL, 3, 0, 0, opc__shape_message},
-    {OPC__KIND_ENUM, OPC__SHAPE_OR_BOOL, 2, OPC__SLOT_FLAG, 0, opc__shape_outcome},
-    {OPC__KIND_ENUM, 0, 4, 0, 0, opc__shape_rpc_error},
-    {OPC__KIND_TUPLE, OPC__SHAPE_OR_NUMBER, 2, OPC__SHAPE_U64, 0, NULL}};
+    {OPC__SHAPE_IS_IGNORED, 0, 0, 0, 0, NULL},
+    {OPC__SHAPE_IS_NUMBER, 0, 0, 0, 255u, NULL},
+    {OPC__SHAPE_IS_NUMBER, 0, 0, 0, 0xffffffffu, NULL},
+    {OPC__SHAPE_IS_NUMBER, 0, 0, 0, UINT64_MAX, NULL},
+    {OPC__SHAPE_IS_BOOL, 0, 0, 0, 0, NULL},
+    {OPC__SHAPE_IS_TEXT, 0, 0, 0, 0, NULL},
+    {OPC__SHAPE_IS_UNIT, 0, 0, 0, 0, NULL},
+    {OPC__SHAPE_IS_ENUM, 0, 2, 0, 0, opc__shape_client},
+    {OPC__SHAPE_IS_STRUCT, 0, 3, 0, 0, opc__shape_request},
+    {OPC__SHAPE_IS_STRUCT, 0, 2, 0, 0, opc__shape_context},
+    {OPC__SHAPE_IS_STRUCT, OPC__SHAPE_STRICT, 2, 0, 0, opc__shape_duration},
+    {OPC__SHAPE_IS_STRUCT, 0, 3, 0, 0, opc__shape_trace},
+    {OPC__SHAPE_IS_TUPLE, 0, 16, OPC__SHAPE_U8, 0, NULL},
+    {OPC__SHAPE_IS_ENUM, 0, 2, 0, 0, opc__shape_sampling},
+    {OPC__SHAPE_IS_STRUCT, 0, 2, 0, 0, opc__shape_cancel},
+    {OPC__SHAPE_IS_ENUM, 0, 4, 0, 0, opc__shape_call},
+    {OPC__SHAPE_IS_STRUCT, 0, 3, 0, 0, opc__shape_send},
+    {OPC__SHAPE_IS_STRUCT, 0, 1, 0, 0, opc__shape_get_ack},
+    {OPC__SHAPE_IS_STRUCT, 0, 2, 0, 0, opc__shape_get_ack},
+    {OPC__SHAPE_IS_STRUCT, 0, 0, 0, 0, NULL},
+    {OPC__SHAPE_IS_STRUCT, 0, 2, 0, 0, opc__shape_ident},
+    {OPC__SHAPE_IS_STRUCT, 0, 2, 0, 0, opc__shape_response},
+    {OPC__SHAPE_IS_ENUM, 0, 2, 0, 0, opc__shape_result},
+    {OPC__SHAPE_IS_STRUCT, 0, 2, 0, 0, opc__shape_server_error},
+    {OPC__SHAPE_IS_ENUM, 0, 4, 0, 0, opc__shape_answer},
+    {OPC__SHAPE_IS_ENUM, 0, 2, 0, 0, opc__shape_outcome},
+    {OPC__SHAPE_IS_ENUM, 0, 2, 0, 0, opc__shape_fetched},
+    {OPC__SHAPE_IS_STRUCT, OPC__SHAPE_OR_NULL, 3, 0, 0, opc__shape_message},
+    {OPC__SHAPE_IS_ENUM, OPC__SHAPE_OR_BOOL, 2, OPC__SLOT_FLAG, 0, opc__shape_outcome},
+    {OPC__SHAPE_IS_ENUM, 0, 4, 0, 0, opc__shape_rpc_error},
+    {OPC__SHAPE_IS_TUPLE, OPC__SHAPE_OR_NUMBER, 2, OPC__SHAPE_U64, 0, NULL}};
 
 #define OPC__WALK_DEPTH 8u  /* the shapes above nest six deep */
 #define OPC__WALK_NAME 20u  /* longest name is 17 characters */
@@ -3509,7 +3509,7 @@ OPC__FN opcomms_err opc__walk_target(opc__walk *w, unsigned *shape, unsigned *sl
         if (i >= s->count) return OPCOMMS_E_PROTOCOL; /* one element too many */
         l->index++;
     }
-    if (s->kind == OPC__KIND_TUPLE) {
+    if (s->kind == OPC__SHAPE_IS_TUPLE) {
         *shape = s->other;
         *slot = l->slot == OPC__SLOT_NONE ? (unsigned)OPC__SLOT_NONE : l->slot + i;
         return OPCOMMS_OK;
@@ -3552,29 +3552,29 @@ OPC__FN opcomms_err opc__walk_value(opc__walk *w, const opc__json_token *t) {
     if (rc != OPCOMMS_OK) return rc;
     s = &opc__shape_table[shape];
     switch (s->kind) {
-    case OPC__KIND_IGNORED:
+    case OPC__SHAPE_IS_IGNORED:
         if (k == OPC__JSON_OBJECT || k == OPC__JSON_ARRAY) w->skip = 1;
         opc__walk_text(w, OPC__WALK_IGNORE, OPC__SLOT_NONE);
         return OPCOMMS_OK;
-    case OPC__KIND_NUMBER:
+    case OPC__SHAPE_IS_NUMBER:
         if (k != OPC__JSON_NUMBER || !t->is_u64 || t->u64 > s->max) return OPCOMMS_E_PROTOCOL;
         opc__walk_set(w, slot, t->u64);
         return OPCOMMS_OK;
-    case OPC__KIND_BOOL:
+    case OPC__SHAPE_IS_BOOL:
         if (k != OPC__JSON_TRUE && k != OPC__JSON_FALSE) return OPCOMMS_E_PROTOCOL;
         opc__walk_set(w, slot, k == OPC__JSON_TRUE);
         return OPCOMMS_OK;
-    case OPC__KIND_TEXT:
+    case OPC__SHAPE_IS_TEXT:
         if (k != OPC__JSON_TEXT) return OPCOMMS_E_PROTOCOL;
         opc__walk_text(w, OPC__WALK_VALUE, slot);
         opc__walk_set(w, slot, 0);
         return OPCOMMS_OK;
-    case OPC__KIND_UNIT: return k == OPC__JSON_NULL ? OPCOMMS_OK : OPCOMMS_E_PROTOCOL;
-    case OPC__KIND_STRUCT:
+    case OPC__SHAPE_IS_UNIT: return k == OPC__JSON_NULL ? OPCOMMS_OK : OPCOMMS_E_PROTOCOL;
+    case OPC__SHAPE_IS_STRUCT:
         if (k == OPC__JSON_NULL && (s->flags & OPC__SHAPE_OR_NULL)) return OPCOMMS_OK;
         if (k != OPC__JSON_OBJECT && k != OPC__JSON_ARRAY) return OPCOMMS_E_PROTOCOL;
         return opc__walk_push(w, shape, slot, k == OPC__JSON_ARRAY);
-    case OPC__KIND_TUPLE:
+    case OPC__SHAPE_IS_TUPLE:
         if (k == OPC__JSON_NUMBER && (s->flags & OPC__SHAPE_OR_NUMBER) && t->is_u64) {
             opc__walk_set(w, slot, t->u64);
             return OPCOMMS_OK;
@@ -3583,7 +3583,7 @@ OPC__FN opcomms_err opc__walk_value(opc__walk *w, const opc__json_token *t) {
         return opc__walk_push(w, shape, slot, 1);
     default: break;
     }
-    OPCOMMS_ASSERT(s->kind == OPC__KIND_ENUM);
+    OPCOMMS_ASSERT(s->kind == OPC__SHAPE_IS_ENUM);
     if (k == OPC__JSON_OBJECT) return opc__walk_push(w, shape, slot, 0);
     if ((k == OPC__JSON_TRUE || k == OPC__JSON_FALSE) && (s->flags & OPC__SHAPE_OR_BOOL)) {
         opc__walk_set(w, s->other, k == OPC__JSON_TRUE);
@@ -3600,7 +3600,7 @@ OPC__FN opcomms_err opc__walk_key(opc__walk *w) {
     const opc__shape *s = &opc__shape_table[l->shape];
     unsigned i = opc__walk_find(w, s);
     OPCOMMS_ASSERT(!l->array);
-    if (s->kind == OPC__KIND_ENUM) {
+    if (s->kind == OPC__SHAPE_IS_ENUM) {
         if (l->seen != 0) return OPCOMMS_E_PROTOCOL; /* a second key */
         if (i == OPC__WALK_UNKNOWN) return OPCOMMS_E_PROTOCOL;
         opc__walk_set(w, l->slot, i);
@@ -3632,7 +3632,7 @@ OPC__FN opcomms_err opc__walk_close(opc__walk *w) {
     s = &opc__shape_table[l->shape];
     w->depth--;
     if (l->array) return l->index == s->count ? OPCOMMS_OK : OPCOMMS_E_PROTOCOL;
-    if (s->kind == OPC__KIND_ENUM) return l->seen != 0 ? OPCOMMS_OK : OPCOMMS_E_PROTOCOL;
+    if (s->kind == OPC__SHAPE_IS_ENUM) return l->seen != 0 ? OPCOMMS_OK : OPCOMMS_E_PROTOCOL;
     for (i = 0; i < s->count; i++) {
         if (!s->field[i].optional && !((l->seen >> i) & 1u)) return OPCOMMS_E_PROTOCOL;
     }
@@ -6984,7 +6984,9 @@ typedef struct opc__store_class {
     opcomms_err (*close)(opc__store *s);
     uint64_t (*bytes)(opc__store *s);
     /* The operations that follow, of at most `bytes` in all by opc__store_need, become one: all or
-       none. Fragments of data belong not to them. OPCOMMS_E_LIMIT: more than one can hold. */
+       none. Fragments of data belong not to them, nor may anything be written between. Commits
+       come first: OPCOMMS_E_FULL is the answer to the first of them, or to none, and to a note only
+       when it stands alone or first. OPCOMMS_E_LIMIT: more than one can hold. */
     opcomms_err (*hold)(opc__store *s, size_t bytes);
     /* A queued message or dead letter is over: OPC__DONE_. */
     opcomms_err (*done)(opc__store *s, uint64_t ref, uint64_t uid, int how, uint64_t *position);
@@ -7016,9 +7018,21 @@ typedef struct opc__store_owner {
     void (*switched)(void *user, int done);
 } opc__store_owner;
 
-/* An unacknowledged message found when a store is opened; oldest first. */
-typedef opcomms_err (*opc__store_found)(void *user, uint64_t uid, uint64_t ref,
-                                        const opc__msg_meta *meta);
+/* What the operations need of a hold. A note: OPC__STORE_OP and its body. */
+#define OPC__STORE_OP 8u
+#define OPC__STORE_ACK (OPC__STORE_OP + 8u)
+#define OPC__STORE_DONE (OPC__STORE_OP + 16u)
+#define OPC__STORE_TRIED (OPC__STORE_OP + 32u)
+#define OPC__STORE_QUEUED 136u /* the largest head of a message, without what varies */
+
+/* A commit: with what of its payload is stored by it, and not by `data` before. */
+OPC__FN size_t opc__store_need(const opc__msg_meta *m) {
+    size_t need = OPC__STORE_OP + OPC__STORE_QUEUED + (size_t)m->dest_len + m->context_len;
+    size_t last = (size_t)(m->bytes % OPC__FRAG_BYTES);
+    if (m->bytes <= OPC__FRAG_BYTES) return need + (size_t)m->bytes;
+    need += 8u * (size_t)((m->bytes + OPC__FRAG_BYTES - 1) / OPC__FRAG_BYTES);
+    return need + OPC__STORE_OP + 8u + (last > 0 ? last : OPC__FRAG_BYTES);
+}
 
 /* >>ram ==== L2 ==== messages in memory: a store that ends with the peer */
 
@@ -7313,7 +7327,7 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
    Header, 4 096 bytes: two slots, at 0 and 2 048, written in turn: sequence n lies in slot n & 1.
    The valid slot of higher sequence counts. The rest is zero.
        0  "OPCLOG\r\n"                       80  salt, 32 random bytes
-       8  major 1, minor 0: 2 + 2 bytes     112  number floor: 8
+       8  major 1, minor 1: 2 + 2 bytes     112  number floor: 8
       12  slot size S, 512: 4               120  synced: 8
       16  sequence: 8                       128  encryption: key epoch 4, tag length 4,
       24  open counter: 8                        length of the wrapped key 4, room for it 256;
@@ -7336,7 +7350,10 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
    The CRC at 8 covers the whole batch, with itself as zero. The length counts from byte 0, 48 to
    1 048 576. A batch is valid when both CRCs, magic, length and own offset are right and synced_to
    is at most its own offset: all below synced_to was on the disk when the batch was made. Flags
-   above 0xffff must be understood: a reader that does not know one refuses the log.
+   above 0xffff must be understood: a reader that does not know one refuses the log. 0x10000 marks a
+   batch with operations of type 4 to 8 or 12: they are of format 1.1, and a reader of 1.0 would
+   skip them and give out the numbers of their messages again. A log that never held one is
+   read by 1.0 too.
 
    Operation: type 1, zero 3, body length 4, body.
        1 message   from 32, from_id 1, dest_id 1, flags 1 (1: text), zero 1, dest length 4 (at most
@@ -7344,15 +7361,34 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
                    payload CRC 4 (0: no payload here), head CRC 4, then the offsets of the fragments
                    (8 each: where their type byte is), dest, and the payload when there are no
                    fragments. Both CRCs are seeded; the head's covers the body up to the payload,
-                   with itself as zero. Numbers rise from message to message.
+                   with itself as zero
        2 fragment  seeded CRC of the data 4, zero 4, data: 16 384 bytes, the last of a message 1 to
                    16 384. One that no message names belongs to a message that was given up.
        3 acknowledged   number 8 of the message: it is not handed out again
+       4 queued    to be sent. As 1 with server 32 (the key to deliver to) for from, and level 1 for
+                   the zero; then, from byte 84 of the body on: address: family 1 (0, 4 or 6),
+                   zero 1, port 2, ip 16; options 1, zero 1, context length 2 (at most 256),
+                   attempts at most 4, expires 8 (s since 1970 or 0), the epoch it was queued in:
+                   open counter 8, random 8; the offsets of the fragments, dest, context, payload
+       5 over      number 8, how 1 (1 delivered, 2 cancelled, 3 taken), zero 7: the message of that
+                   number is queued no more
+       6 attempt failed  number 8, attempts 4, code 4 (of the failure), tried 1 (1 by the native
+                   protocol, 2 by tarpc), zero 7, time 8: it is queued, with this behind it
+       7 dead-lettered   as 6: it is a dead letter, not queued any more. Of several 6 and 7 the last
+                   one counts
+       8 dead letter over  as 5
+       9, 10, 13   notes of the owner: numbers seen from streams, caller's state, peers. Opaque here
       11 checkpoint     number floor 8 (as in the header), then what newer versions add
-   Reserved: 4 queued, 5 delivered, 6 attempt failed, 7 dead-lettered, 8 dead letter taken, 9 stream
-   numbers seen, 10 caller's state. An operation of unknown type up to 127 is skipped and
-   kept; above that a reader which does not know it refuses the log. Bodies of types 1 to 3 never
-   change. A newer major version is refused.
+      12 message of a stream  as 1 with stream 1 (1 queue, 2 direct) for the zero; then, from byte
+                   84 of the body on: the sender's epoch: open counter 8, random 8; number 8 in that
+                   epoch and stream; the offsets of the fragments, dest, payload. Flag 128: dest is
+                   the hash in the header as 64 hex digits, and is left out
+      14 opened    open counter 8, random 32, of which the first 8 are with it the name of this
+                   opening (its epoch), and also stand in the slot. Written and synced before the
+                   log is used
+   Numbers rise from message to message, whatever their type. An operation of unknown type up to
+   127 is skipped and kept; above that a reader which does not know it refuses the log. Bodies of
+   types 1 to 8 and 12 never change. A newer major version is refused.
 
    Space: zeros are written ahead of the batches and synced, so that a sync of a batch need not also
    commit a new file size; zeros behind the last batch are no tail.
@@ -7370,18 +7406,37 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
 #define OPC__LOG_BATCH_MAX 1048576u
 #define OPC__LOG_MAGIC 0x4f504342u
 #define OPC__LOG_FRAGS (OPCOMMS_MAX_FRAME / OPC__FRAG_BYTES + 2u)
-#define OPC__LOG_FIXED 84u
-#define OPC__LOG_HEAD_MAX (OPC__LOG_FIXED + 8u * OPC__LOG_FRAGS + 1024u)
+#define OPC__LOG_FIXED 84u   /* the body of any message begins with these bytes, */
+#define OPC__LOG_STREAM 108u /* of a stream with these, */
+#define OPC__LOG_QUEUED 136u /* and a queued one with these */
+#define OPC__LOG_HEAD_MAX (OPC__LOG_QUEUED + 8u * OPC__LOG_FRAGS + 1024u + OPC__CONTEXT_MAX)
+OPC__STATIC_ASSERT(log_queued, OPC__LOG_QUEUED == OPC__STORE_QUEUED);
 #define OPC__LOG_BUFFER 262144u
 #define OPC__LOG_AHEAD 4194304u
 #define OPC__LOG_AHEAD_MIN 65536u
 #define OPC__LOG_UID_SKIP ((uint64_t)1 << 20)
 #define OPC__LOG_UID_MAX ((uint64_t)1 << 62)
 #define OPC__LOG_CLOSED 1u
-#define OPC__LOG_MUST 0xffff0000u /* batch flags that must be understood */
+#define OPC__LOG_NEWER 0x10000u   /* a batch that format 1.0 does not understand */
+#define OPC__LOG_MUST 0xfffe0000u /* batch flags that must be understood and are not */
 #define OPC__LOG_OP_MUST 128u     /* operation types from here on too */
 
-enum { OPC__OP_MESSAGE = 1, OPC__OP_FRAGMENT = 2, OPC__OP_ACK = 3, OPC__OP_CHECKPOINT = 11 };
+#define OPC__LOG_OWN 128u         /* message flag: dest is our own identity */
+#define OPC__LOG_OPENED 40u       /* body of OPC__NOTE_OPENED */
+#define OPC__LOG_SIZE_MAX ((uint64_t)1 << 48) /* of a file; the index of opening counts on it */
+
+enum {
+    OPC__OP_MESSAGE = 1,
+    OPC__OP_FRAGMENT = 2,
+    OPC__OP_ACK = 3,
+    OPC__OP_QUEUED = 4,
+    OPC__OP_OVER = 5,
+    OPC__OP_FAILED = 6,
+    OPC__OP_DEAD = 7,
+    OPC__OP_TAKEN = 8,
+    OPC__OP_CHECKPOINT = 11,
+    OPC__OP_STREAM = 12
+};
 
 typedef struct opc__log_options {
     const opcomms_platform *plat;
@@ -7395,6 +7450,7 @@ typedef struct opc__log_options {
     uint64_t log_bytes_max;
     uint64_t uid_floor;     /* of a log that is begun: numbers up to here are taken, */
     uint64_t counter_floor; /* and so are these open counters */
+    const opc__store_owner *owner; /* copied; may be NULL */
 } opc__log_options;
 
 /* A message being received: its last, unfinished fragment and the offsets of the others. */
@@ -7410,6 +7466,7 @@ typedef struct opc__log_buffer {
     uint8_t *p;
     uint32_t len; /* including the batch header */
     uint32_t ops;
+    uint32_t flags;
     uint64_t at; /* file offset */
 } opc__log_buffer;
 
@@ -7425,6 +7482,12 @@ typedef struct opc__log {
     uint64_t uid;
     uint32_t cap;
     uint64_t bytes_max;
+    opc__store_owner owner;
+    opc__epoch epoch;
+    char own[65];  /* our own identity as text */
+    uint32_t held; /* of a hold: bytes to come, */
+    int held_some; /* some are there, */
+    int held_room; /* and the limit has room for all */
     opc__log_buffer active;
     opc__log_buffer sealed;
     int flushing;
@@ -7445,6 +7508,7 @@ typedef struct opc__log {
     /* the one head and the one payload piece read last, both verified */
     uint8_t *head;
     uint32_t head_len;
+    unsigned head_type;
     uint64_t head_ref;
     uint8_t *piece;
     uint32_t piece_len;
@@ -7493,41 +7557,97 @@ OPC__FN uint32_t opc__log_crc(const opc__log *l, const uint8_t *p, size_t n) {
     return opc__crc32c(l->seed, p, n);
 }
 
+/* Bytes that the body of a message begins with; 0: no message. */
+OPC__FN size_t opc__log_fixed(unsigned type) {
+    switch (type) {
+    case OPC__OP_MESSAGE: return OPC__LOG_FIXED;
+    case OPC__OP_STREAM: return OPC__LOG_STREAM;
+    case OPC__OP_QUEUED: return OPC__LOG_QUEUED;
+    default: return 0;
+    }
+}
+
+/* How long the head of a message is, whose body is of n bytes and begins at b: all but the payload.
+   0: there is none that fits. Only the fixed part is looked at. */
+OPC__FN size_t opc__log_head_len(unsigned type, const uint8_t *b, size_t n) {
+    size_t fixed = opc__log_fixed(type), dest, context;
+    uint32_t frags;
+    if (fixed == 0 || n < fixed) return 0;
+    dest = opc__buf_be32(b + 36);
+    frags = opc__buf_be32(b + 72);
+    context = type == OPC__OP_QUEUED ? opc__buf_be16(b + 106) : 0;
+    if (dest > 1024u || context > OPC__CONTEXT_MAX || frags > (n - fixed) / 8u) return 0;
+    fixed += 8u * (size_t)frags;
+    if (dest + context > n - fixed) return 0;
+    fixed += dest + context;
+    return frags == 0 && opc__buf_be64(b + 48) != n - fixed ? 0 : fixed;
+}
+
+/* Is the head in b, of len bytes, as it was written? */
+OPC__FN int opc__log_head_sound(const opc__log *l, unsigned type, const uint8_t *b, size_t len) {
+    static const uint8_t zero[4] = {0, 0, 0, 0};
+    uint32_t crc = opc__crc32c(opc__log_crc(l, b, 80), zero, 4);
+    if (opc__crc32c(crc, b + 84, len - 84u) != opc__buf_be32(b + 80)) return 0;
+    if (type == OPC__OP_STREAM) {
+        if (b[35] != OPC__STREAM_QUEUE && b[35] != OPC__STREAM_DIRECT) return 0;
+        return !(b[34] & OPC__LOG_OWN) || opc__buf_be32(b + 36) == 0;
+    }
+    return type != OPC__OP_QUEUED || b[84] == 0 || b[84] == 4 || b[84] == 6;
+}
+
 /* Loads and verifies the head of the message at `ref`. */
 OPC__FN opcomms_err opc__log_head(opc__log *l, uint64_t ref) {
     uint8_t op[8];
-    uint32_t body, frags, dest, want;
-    size_t len;
+    size_t len, fixed;
     opcomms_err rc;
     if (l->head_ref == ref && l->head_len > 0) return OPCOMMS_OK;
     l->head_len = 0;
     rc = opc__log_get(l, ref, op, 8);
     if (rc != OPCOMMS_OK) return rc;
-    body = opc__buf_be32(op + 4);
-    if (op[0] != OPC__OP_MESSAGE || body < OPC__LOG_FIXED) return OPCOMMS_E_LOG_DAMAGED;
-    rc = opc__log_get(l, ref + 8, l->head, OPC__LOG_FIXED);
+    fixed = opc__log_fixed(op[0]);
+    if (fixed == 0 || opc__buf_be32(op + 4) < fixed) return OPCOMMS_E_LOG_DAMAGED;
+    rc = opc__log_get(l, ref + 8, l->head, fixed);
     if (rc != OPCOMMS_OK) return rc;
-    dest = opc__buf_be32(l->head + 36);
-    frags = opc__buf_be32(l->head + 72);
-    if (dest > 1024u) return OPCOMMS_E_LOG_DAMAGED;
-    if (frags > OPC__LOG_FRAGS) return OPCOMMS_E_LIMIT; /* a larger OPCOMMS_MAX_FRAME stored it */
-    len = OPC__LOG_FIXED + 8u * frags + dest;
-    if (body < len) return OPCOMMS_E_LOG_DAMAGED;
-    rc = opc__log_get(l, ref + 8 + OPC__LOG_FIXED, l->head + OPC__LOG_FIXED, len - OPC__LOG_FIXED);
+    len = opc__log_head_len(op[0], l->head, opc__buf_be32(op + 4));
+    if (len == 0) return OPCOMMS_E_LOG_DAMAGED;
+    if (opc__buf_be32(l->head + 72) > OPC__LOG_FRAGS) {
+        return OPCOMMS_E_LIMIT; /* a larger OPCOMMS_MAX_FRAME stored it */
+    }
+    rc = opc__log_get(l, ref + 8 + fixed, l->head + fixed, len - fixed);
     if (rc != OPCOMMS_OK) return rc;
-    want = opc__buf_be32(l->head + 80);
-    opc__buf_put32(l->head + 80, 0);
-    if (opc__log_crc(l, l->head, len) != want) return OPCOMMS_E_LOG_DAMAGED;
-    opc__buf_put32(l->head + 80, want);
-    if (frags == 0 && opc__buf_be64(l->head + 48) != body - len) return OPCOMMS_E_LOG_DAMAGED;
+    if (!opc__log_head_sound(l, op[0], l->head, len)) return OPCOMMS_E_LOG_DAMAGED;
     l->head_ref = ref;
     l->head_len = (uint32_t)len;
+    l->head_type = op[0];
     return OPCOMMS_OK;
 }
 
-OPC__FN void opc__log_meta_of(const uint8_t *h, opc__msg_meta *m) {
+/* Where the fragments' offsets are. */
+OPC__FN const uint8_t *opc__log_frags(const opc__log *l) {
+    return l->head + opc__log_fixed(l->head_type);
+}
+
+OPC__FN void opc__log_meta_queued(const uint8_t *h, opc__msg_meta *m) {
+    m->kind = OPC__KIND_OUT;
+    memcpy(m->server, h, 32);
+    m->level = h[35];
+    m->address.family = h[84];
+    m->address.port = (uint16_t)opc__buf_be16(h + 86);
+    memcpy(m->address.ip, h + 88, 16);
+    m->options = h[104];
+    m->context_len = opc__buf_be16(h + 106);
+    m->attempts_max = opc__buf_be32(h + 108);
+    m->expires_s = (int64_t)opc__buf_be64(h + 112);
+    m->epoch.counter = opc__buf_be64(h + 120);
+    m->epoch.random = opc__buf_be64(h + 128);
+    m->number = m->uid;
+    m->context = m->dest + m->dest_len;
+}
+
+/* From a head that was verified. */
+OPC__FN void opc__log_meta_of(const opc__log *l, unsigned type, const uint8_t *h,
+                              opc__msg_meta *m) {
     memset(m, 0, sizeof *m);
-    memcpy(m->from, h, 32);
     m->from_id = h[32];
     m->dest_id = h[33];
     m->flags = h[34];
@@ -7536,7 +7656,22 @@ OPC__FN void opc__log_meta_of(const uint8_t *h, opc__msg_meta *m) {
     m->bytes = opc__buf_be64(h + 48);
     m->wire_bytes = opc__buf_be64(h + 56);
     m->time_s = (int64_t)opc__buf_be64(h + 64);
-    m->dest = h + OPC__LOG_FIXED + 8u * opc__buf_be32(h + 72);
+    m->dest = h + opc__log_fixed(type) + 8u * (size_t)opc__buf_be32(h + 72);
+    if (type == OPC__OP_QUEUED) {
+        opc__log_meta_queued(h, m);
+        return;
+    }
+    memcpy(m->from, h, 32);
+    if (type != OPC__OP_STREAM) return;
+    m->stream = h[35];
+    m->epoch.counter = opc__buf_be64(h + 84);
+    m->epoch.random = opc__buf_be64(h + 92);
+    m->number = opc__buf_be64(h + 100);
+    if (m->flags & OPC__LOG_OWN) {
+        m->flags &= (uint8_t)~OPC__LOG_OWN;
+        m->dest = (const uint8_t *)l->own;
+        m->dest_len = 64;
+    }
 }
 
 OPC__FN opcomms_err opc__log_meta(opc__store *s, uint64_t ref, opc__msg_meta *out, uint8_t *dest,
@@ -7545,9 +7680,10 @@ OPC__FN opcomms_err opc__log_meta(opc__store *s, uint64_t ref, opc__msg_meta *ou
     opc__msg_meta m;
     opcomms_err rc = opc__log_head(l, ref);
     if (rc != OPCOMMS_OK) return rc;
-    opc__log_meta_of(l->head, &m);
+    opc__log_meta_of(l, l->head_type, l->head, &m);
     memcpy(dest, m.dest, m.dest_len);
     m.dest = dest;
+    if (context != NULL && m.context_len > 0) memcpy(context, m.context, m.context_len);
     m.context = context;
     *out = m;
     return OPCOMMS_OK;
@@ -7596,7 +7732,7 @@ OPC__FN opcomms_err opc__log_read(opc__store *s, uint64_t ref, uint64_t offset, 
     } else {
         uint64_t i = offset / OPC__FRAG_BYTES;
         if (i >= frags) return OPCOMMS_E_LOG_DAMAGED;
-        rc = opc__log_read_fragment(l, opc__buf_be64(l->head + OPC__LOG_FIXED + 8u * (size_t)i));
+        rc = opc__log_read_fragment(l, opc__buf_be64(opc__log_frags(l) + 8u * (size_t)i));
         skip = (size_t)(offset % OPC__FRAG_BYTES);
     }
     if (rc != OPCOMMS_OK) return rc;
@@ -7635,9 +7771,19 @@ OPC__FN void opc__log_seal(opc__log *l, uint32_t flags) {
     opc__buf_put64(p + 16, l->active.at);
     opc__buf_put64(p + 24, l->open_counter);
     opc__buf_put64(p + 32, l->durable);
-    opc__buf_put32(p + 40, flags);
+    opc__buf_put32(p + 40, flags | l->active.flags);
     opc__buf_put32(p + 44, opc__log_crc(l, p, 44));
     opc__buf_put32(p + 8, opc__log_crc(l, p, l->active.len));
+}
+
+/* The next batch begins, behind the last one. */
+OPC__FN void opc__log_batch_new(opc__log *l, uint64_t at) {
+    l->active.at = at;
+    l->active.len = OPC__LOG_BATCH;
+    l->active.ops = 0;
+    l->active.flags = 0;
+    l->held = 0;
+    l->held_some = l->held_room = 0;
 }
 
 OPC__FN opcomms_err opc__log_write(opc__store *s) {
@@ -7649,35 +7795,61 @@ OPC__FN opcomms_err opc__log_write(opc__store *s) {
     rc = opc__plat_write_all(l->plat, l->file, l->active.at, l->active.p, l->active.len,
                              &l->os_code);
     if (rc != OPCOMMS_OK) return opc__log_poison(l, rc);
-    l->active.at += l->active.len;
-    l->active.len = OPC__LOG_BATCH;
-    l->active.ops = 0;
+    opc__log_batch_new(l, l->active.at + l->active.len);
     l->written = l->active.at;
+    return OPCOMMS_OK;
+}
+
+/* Makes the active batch have room for that many bytes, if that can be now. */
+OPC__FN opcomms_err opc__log_make_room(opc__log *l, size_t bytes) {
+    if (l->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
+    if (bytes > l->cap - OPC__LOG_BATCH) return OPCOMMS_E_LIMIT;
+    if (bytes <= l->cap - l->active.len) return OPCOMMS_OK;
+    if (!l->flushing) { /* written, not synced: makes room at once */
+        opcomms_err rc = opc__log_write(&l->base);
+        if (rc != OPCOMMS_OK) return rc;
+    }
+    return bytes <= l->cap - l->active.len ? OPCOMMS_OK : OPCOMMS_E_AGAIN;
+}
+
+/* What the limit of the log's size applies to. The rest makes room, or belongs to what does. */
+enum { OPC__LOG_ANY = 0, OPC__LOG_NOTE = 1, OPC__LOG_DATA = 2 };
+
+/* Is there room for an operation of that many bytes, and for all of a hold that it belongs to? */
+OPC__FN opcomms_err opc__log_limit(opc__log *l, size_t bytes, int limited) {
+    if (bytes <= l->held && (limited == OPC__LOG_DATA ? l->held_room : l->held_some)) {
+        limited = OPC__LOG_ANY;
+    }
+    if (limited != OPC__LOG_ANY) {
+        uint64_t end = l->active.at + l->active.len, want = l->held > bytes ? l->held : bytes;
+        if (end > l->bytes_max || want > l->bytes_max - end) return OPCOMMS_E_FULL;
+        if (limited == OPC__LOG_DATA) l->held_room = l->held > 0;
+    }
     return OPCOMMS_OK;
 }
 
 /* Room for one operation, or why there is none. The body is filled in by the caller. */
 OPC__FN opcomms_err opc__log_op(opc__log *l, unsigned type, size_t body, int limited,
                                 uint8_t **out, uint64_t *at) {
+    size_t bytes = body + 8u;
     uint8_t *p;
-    if (l->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
-    if (body + 8u > l->cap - OPC__LOG_BATCH) return OPCOMMS_E_LIMIT;
-    if (limited && l->active.at + l->active.len + body + 8u > l->bytes_max) return OPCOMMS_E_FULL;
-    if (body + 8u > l->cap - l->active.len) {
-        if (!l->flushing) { /* written, not synced: makes room at once */
-            opcomms_err rc = opc__log_write(&l->base);
-            if (rc != OPCOMMS_OK) return rc;
-        }
-        if (body + 8u > l->cap - l->active.len) return OPCOMMS_E_AGAIN;
-    }
+    opcomms_err rc = l->failed == OPCOMMS_OK ? opc__log_limit(l, bytes, limited) : OPCOMMS_OK;
+    if (rc == OPCOMMS_OK) rc = opc__log_make_room(l, bytes);
+    if (rc != OPCOMMS_OK) return rc;
     p = l->active.p + l->active.len;
     memset(p, 0, 8);
     p[0] = (uint8_t)type;
     opc__buf_put32(p + 4, (uint32_t)body);
     *at = l->active.at + l->active.len;
     *out = p + 8;
-    l->active.len += (uint32_t)body + 8u;
+    l->active.len += (uint32_t)bytes;
     l->active.ops++;
+    if ((type >= OPC__OP_QUEUED && type <= OPC__OP_TAKEN) || type == OPC__OP_STREAM) {
+        l->active.flags |= OPC__LOG_NEWER;
+    }
+    l->held = l->held > bytes ? l->held - (uint32_t)bytes : 0;
+    l->held_some = l->held > 0;
+    l->held_room = l->held_room && l->held > 0;
     return OPCOMMS_OK;
 }
 
@@ -7705,7 +7877,7 @@ OPC__FN opcomms_err opc__log_fragment(opc__log *l, opc__log_put *w) {
     uint64_t at = 0;
     opcomms_err rc;
     if (w->frags == OPC__LOG_FRAGS) return OPCOMMS_E_LIMIT;
-    rc = opc__log_op(l, OPC__OP_FRAGMENT, (size_t)w->len + 8u, 1, &body, &at);
+    rc = opc__log_op(l, OPC__OP_FRAGMENT, (size_t)w->len + 8u, OPC__LOG_DATA, &body, &at);
     if (rc != OPCOMMS_OK) return rc;
     memset(body, 0, 8);
     opc__buf_put32(body, opc__log_crc(l, w->data, w->len));
@@ -7775,42 +7947,83 @@ OPC__FN void opc__log_abort(opc__store *s, uint32_t put) {
     l->put[put] = NULL;
 }
 
+/* The fixed part of a message's body, without its checksum. */
+OPC__FN void opc__log_put_head(uint8_t *b, unsigned type, const opc__msg_meta *m) {
+    memset(b, 0, opc__log_fixed(type));
+    memcpy(b, type == OPC__OP_QUEUED ? m->server : m->from, 32);
+    b[32] = m->from_id;
+    b[33] = m->dest_id;
+    b[34] = m->flags;
+    opc__buf_put32(b + 36, m->dest_len);
+    opc__buf_put64(b + 48, m->bytes);
+    opc__buf_put64(b + 56, m->wire_bytes);
+    opc__buf_put64(b + 64, (uint64_t)m->time_s);
+    if (type == OPC__OP_STREAM) {
+        b[35] = m->stream;
+        opc__buf_put64(b + 84, m->epoch.counter);
+        opc__buf_put64(b + 92, m->epoch.random);
+        opc__buf_put64(b + 100, m->number);
+    }
+    if (type != OPC__OP_QUEUED) return;
+    b[35] = m->level;
+    b[84] = m->address.family;
+    opc__buf_put16(b + 86, m->address.port);
+    memcpy(b + 88, m->address.ip, 16);
+    b[104] = m->options;
+    opc__buf_put16(b + 106, (uint16_t)m->context_len);
+    opc__buf_put32(b + 108, m->attempts_max);
+    opc__buf_put64(b + 112, (uint64_t)m->expires_s);
+    opc__buf_put64(b + 120, m->epoch.counter);
+    opc__buf_put64(b + 128, m->epoch.random);
+}
+
+/* A message whose data is complete, as one operation. `own`: its dest is left out. */
+OPC__FN opcomms_err opc__log_message(opc__log *l, opc__log_put *w, unsigned type,
+                                     const opc__msg_meta *m, int own, uint64_t *ref) {
+    size_t dest = own ? 0 : m->dest_len, context = type == OPC__OP_QUEUED ? m->context_len : 0;
+    size_t fixed = opc__log_fixed(type), head = fixed + 8u * (size_t)w->frags + dest + context;
+    size_t inline_len = w->frags == 0 ? w->len : 0;
+    uint8_t *b = NULL;
+    uint32_t i;
+    opcomms_err rc = opc__log_op(l, type, head + inline_len, OPC__LOG_DATA, &b, ref);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__log_put_head(b, type, m);
+    if (own) {
+        b[34] |= OPC__LOG_OWN;
+        opc__buf_put32(b + 36, 0);
+    }
+    opc__buf_put64(b + 40, ++l->uid);
+    opc__buf_put32(b + 72, w->frags);
+    if (inline_len > 0) opc__buf_put32(b + 76, opc__log_crc(l, w->data, inline_len));
+    for (i = 0; i < w->frags; i++) opc__buf_put64(b + fixed + 8u * i, w->frag[i]);
+    if (dest > 0) memcpy(b + head - context - dest, m->dest, dest);
+    if (context > 0) memcpy(b + head - context, m->context, context);
+    opc__buf_put32(b + 80, opc__log_crc(l, b, head));
+    if (inline_len > 0) memcpy(b + head, w->data, inline_len);
+    return OPCOMMS_OK;
+}
+
 OPC__FN opcomms_err opc__log_commit(opc__store *s, uint32_t put, const opc__msg_meta *meta,
                                     uint64_t *uid, uint64_t *ref, uint64_t *position) {
     opc__log *l = opc__log_of(s);
     opc__log_put *w = l->put[put];
-    uint8_t *b = NULL;
-    uint64_t at = 0;
-    size_t head, inline_len;
-    uint32_t i;
+    unsigned type = meta->kind == OPC__KIND_OUT           ? OPC__OP_QUEUED
+                    : meta->stream != OPC__STREAM_NONE ? OPC__OP_STREAM
+                                                       : OPC__OP_MESSAGE;
+    int own;
     opcomms_err rc;
     if (meta->dest_len > 1024u || meta->bytes != w->bytes) return OPCOMMS_E_INVAL;
+    if (meta->context_len > OPC__CONTEXT_MAX || meta->stream > OPC__STREAM_DIRECT) {
+        return OPCOMMS_E_INVAL;
+    }
+    own = type == OPC__OP_STREAM && meta->dest_len == 64 && memcmp(meta->dest, l->own, 64) == 0;
     if (w->frags > 0 && w->len > 0) {
         rc = opc__log_fragment(l, w);
         if (rc != OPCOMMS_OK) return rc;
     }
-    head = OPC__LOG_FIXED + 8u * (size_t)w->frags + meta->dest_len;
-    inline_len = w->frags == 0 ? w->len : 0;
-    rc = opc__log_op(l, OPC__OP_MESSAGE, head + inline_len, 1, &b, &at);
+    rc = opc__log_message(l, w, type, meta, own, ref);
     if (rc != OPCOMMS_OK) return rc;
-    memset(b, 0, OPC__LOG_FIXED);
-    memcpy(b, meta->from, 32);
-    b[32] = meta->from_id;
-    b[33] = meta->dest_id;
-    b[34] = meta->flags;
-    opc__buf_put32(b + 36, meta->dest_len);
-    opc__buf_put64(b + 40, ++l->uid);
-    opc__buf_put64(b + 48, meta->bytes);
-    opc__buf_put64(b + 56, meta->wire_bytes);
-    opc__buf_put64(b + 64, (uint64_t)meta->time_s);
-    opc__buf_put32(b + 72, w->frags);
-    if (inline_len > 0) opc__buf_put32(b + 76, opc__log_crc(l, w->data, inline_len));
-    for (i = 0; i < w->frags; i++) opc__buf_put64(b + OPC__LOG_FIXED + 8u * i, w->frag[i]);
-    if (meta->dest_len > 0) memcpy(b + head - meta->dest_len, meta->dest, meta->dest_len);
-    opc__buf_put32(b + 80, opc__log_crc(l, b, head));
-    if (inline_len > 0) memcpy(b + head, w->data, inline_len);
     *uid = l->uid;
-    *ref = at;
     *position = opc__log_end(s);
     opc__log_abort(s, put);
     return OPCOMMS_OK;
@@ -7819,7 +8032,7 @@ OPC__FN opcomms_err opc__log_commit(opc__store *s, uint32_t put, const opc__msg_
 OPC__FN opcomms_err opc__log_ack(opc__store *s, uint64_t ref, uint64_t uid, uint64_t *position) {
     uint8_t *b = NULL;
     uint64_t at = 0;
-    opcomms_err rc = opc__log_op(opc__log_of(s), OPC__OP_ACK, 8, 0, &b, &at);
+    opcomms_err rc = opc__log_op(opc__log_of(s), OPC__OP_ACK, 8, OPC__LOG_ANY, &b, &at);
     (void)ref;
     if (rc != OPCOMMS_OK) return rc;
     opc__buf_put64(b, uid);
@@ -7828,38 +8041,65 @@ OPC__FN opcomms_err opc__log_ack(opc__store *s, uint64_t ref, uint64_t uid, uint
 }
 
 OPC__FN opcomms_err opc__log_hold(opc__store *s, size_t bytes) {
-    (void)s;
-    (void)bytes;
-    return OPCOMMS_E_UNSUPPORTED;
+    opc__log *l = opc__log_of(s);
+    opcomms_err rc = opc__log_make_room(l, bytes);
+    if (rc != OPCOMMS_OK) return rc;
+    l->held = (uint32_t)bytes;
+    l->held_some = l->held_room = 0;
+    return OPCOMMS_OK;
 }
+
 OPC__FN opcomms_err opc__log_done(opc__store *s, uint64_t ref, uint64_t uid, int how,
                                   uint64_t *position) {
-    (void)s;
+    unsigned type = how == OPC__DONE_TAKEN ? OPC__OP_TAKEN : OPC__OP_OVER;
+    uint8_t *b = NULL;
+    uint64_t at = 0;
+    opcomms_err rc = opc__log_op(opc__log_of(s), type, 16, OPC__LOG_ANY, &b, &at);
     (void)ref;
-    (void)uid;
-    (void)how;
-    (void)position;
-    return OPCOMMS_E_UNSUPPORTED;
+    if (rc != OPCOMMS_OK) return rc;
+    memset(b, 0, 16);
+    opc__buf_put64(b, uid);
+    b[8] = (uint8_t)how;
+    *position = opc__log_end(s);
+    return OPCOMMS_OK;
 }
+
 OPC__FN opcomms_err opc__log_tried(opc__store *s, const opc__try *t, uint64_t *position) {
-    (void)s;
-    (void)t;
-    (void)position;
-    return OPCOMMS_E_UNSUPPORTED;
+    unsigned type = t->dead ? OPC__OP_DEAD : OPC__OP_FAILED;
+    uint8_t *b = NULL;
+    uint64_t at = 0;
+    opcomms_err rc = opc__log_op(opc__log_of(s), type, 32, OPC__LOG_ANY, &b, &at);
+    if (rc != OPCOMMS_OK) return rc;
+    memset(b, 0, 32);
+    opc__buf_put64(b, t->uid);
+    opc__buf_put32(b + 8, t->attempts);
+    opc__buf_put32(b + 12, (uint32_t)t->code);
+    b[16] = t->tried;
+    opc__buf_put64(b + 24, (uint64_t)t->time_s);
+    *position = opc__log_end(s);
+    return OPCOMMS_OK;
 }
+
+OPC__FN int opc__log_is_note(unsigned type) {
+    return type == OPC__NOTE_SEEN || type == OPC__NOTE_STATE || type == OPC__NOTE_PEER ||
+           type == OPC__NOTE_OPENED;
+}
+
 OPC__FN opcomms_err opc__log_note(opc__store *s, unsigned type, const uint8_t *body, size_t n,
                                   uint64_t *position) {
-    (void)s;
-    (void)type;
-    (void)body;
-    (void)n;
-    (void)position;
-    return OPCOMMS_E_UNSUPPORTED;
+    uint8_t *b = NULL;
+    uint64_t at = 0;
+    opcomms_err rc;
+    if (!opc__log_is_note(type) || n > OPC__NOTE_MAX) return OPCOMMS_E_INVAL;
+    if (type == OPC__NOTE_OPENED && n < OPC__LOG_OPENED) return OPCOMMS_E_INVAL;
+    rc = opc__log_op(opc__log_of(s), type, n, OPC__LOG_NOTE, &b, &at);
+    if (rc != OPCOMMS_OK) return rc;
+    if (n > 0) memcpy(b, body, n);
+    *position = opc__log_end(s);
+    return OPCOMMS_OK;
 }
-OPC__FN void opc__log_epoch(opc__store *s, opc__epoch *out) {
-    (void)s;
-    memset(out, 0, sizeof *out);
-}
+
+OPC__FN void opc__log_epoch(opc__store *s, opc__epoch *out) { *out = opc__log_of(s)->epoch; }
 
 /* ---- flushing ---- */
 
@@ -7873,9 +8113,7 @@ OPC__FN void opc__log_swap(opc__log *l) {
     }
     l->sealed = l->active;
     l->active = b;
-    l->active.at = l->sealed.at + l->sealed.len;
-    l->active.len = OPC__LOG_BATCH;
-    l->active.ops = 0;
+    opc__log_batch_new(l, l->sealed.at + l->sealed.len);
     l->flushing = 1;
 }
 
@@ -8006,13 +8244,15 @@ typedef struct opc__log_scan {
     uint64_t synced;  /* D */
     uint64_t counter; /* the highest open counter seen */
     uint64_t uid_last;
-    uint64_t *uid;    /* messages seen, ascending */
-    uint64_t *ref;    /* 0: acknowledged */
+    uint8_t **chunk; /* messages seen, ascending, as opc__log_entry has them */
+    size_t chunks;   /* with memory */
+    size_t chunks_cap;
     size_t count;
-    size_t cap;
+    size_t over;         /* of these: not to be handed out again */
     int mend;            /* a slot is damaged: write both */
     uint32_t slot_bytes; /* 0: a new log */
     uint8_t slot[OPC__LOG_SLOT_MAX];
+    uint8_t opened[OPC__LOG_OPENED]; /* the note of this opening */
 } opc__log_scan;
 
 OPC__FN uint32_t opc__log_slot_valid(const uint8_t *s) { /* its size, or 0 */
@@ -8027,6 +8267,7 @@ OPC__FN opcomms_err opc__log_slot_new(opc__log *l, opc__log_scan *c, const uint8
     memset(s, 0, sizeof c->slot);
     memcpy(s, "OPCLOG\r\n", 8);
     opc__buf_put16(s + 8, 1);
+    opc__buf_put16(s + 10, 1);
     opc__buf_put32(s + 12, OPC__LOG_SLOT);
     opc__buf_put64(s + 16, UINT64_MAX); /* the first one gets number 0 */
     opc__buf_put64(s + 40, (uint64_t)l->plat->wall_s(l->plat->user));
@@ -8040,9 +8281,14 @@ OPC__FN opcomms_err opc__log_slot_new(opc__log *l, opc__log_scan *c, const uint8
 OPC__FN opcomms_err opc__log_slot_next(opc__log *l, opc__log_scan *c, int weak, int *os) {
     uint8_t *s = c->slot;
     uint64_t sequence = opc__buf_be64(s + 16) + 1;
-    opcomms_err rc = l->plat->random(l->plat->user, s + 32, 8);
+    opcomms_err rc = l->plat->random(l->plat->user, c->opened + 8, sizeof c->opened - 8);
     if (rc != OPCOMMS_OK) return OPCOMMS_E_RANDOM;
     l->open_counter = ++c->counter;
+    l->epoch.counter = l->open_counter;
+    l->epoch.random = opc__buf_be64(c->opened + 8);
+    opc__buf_put64(c->opened, l->open_counter);
+    if (opc__buf_be16(s + 10) < 1) opc__buf_put16(s + 10, 1);
+    memcpy(s + 32, c->opened + 8, 8);
     opc__buf_put64(s + 16, sequence);
     opc__buf_put64(s + 24, l->open_counter);
     opc__buf_put64(s + 112, l->uid + (weak ? OPC__LOG_UID_SKIP : 0));
@@ -8056,7 +8302,7 @@ OPC__FN opcomms_err opc__log_slot_next(opc__log *l, opc__log_scan *c, int weak, 
 /* Is a file without a valid slot one whose creation a crash cut short? It then holds zeros, or a
    whole header of zeros with the first bytes of a slot, which lack at least the last one. */
 OPC__FN int opc__log_unborn(const uint8_t *h, uint64_t size) {
-    static const uint8_t first[12] = {'O', 'P', 'C', 'L', 'O', 'G', '\r', '\n', 0, 1, 0, 0};
+    static const uint8_t first[11] = {'O', 'P', 'C', 'L', 'O', 'G', '\r', '\n', 0, 1, 0};
     size_t used = OPC__LOG_HEADER;
     if (size > OPC__LOG_HEADER) return 0;
     while (used > 0 && h[used - 1] == 0) used--;
@@ -8074,6 +8320,7 @@ OPC__FN opcomms_err opc__log_create(opc__log *l, opc__log_scan *c, const uint8_t
     memset(h, 0, sizeof h);
     rc = opc__plat_write_all(l->plat, l->file, 0, h, sizeof h, os);
     l->seed = opc__crc32c(0, c->slot + 80, 32);
+    opc__str_hash_write(key, l->own);
     c->size = OPC__LOG_HEADER;
     return rc;
 }
@@ -8117,6 +8364,7 @@ OPC__FN opcomms_err opc__log_header(opc__log *l, opc__log_scan *c, const uint8_t
     }
     memcpy(c->slot, slot, c->slot_bytes);
     l->seed = opc__crc32c(0, slot + 80, 32);
+    opc__str_hash_write(slot + 48, l->own);
     l->uid = opc__buf_be64(slot + 112);
     c->synced = opc__buf_be64(slot + 120);
     c->counter = opc__buf_be64(slot + 24);
@@ -8219,64 +8467,126 @@ OPC__FN opcomms_err opc__log_search(opc__log *l, opc__log_scan *c, uint64_t from
     return OPCOMMS_OK;
 }
 
-OPC__FN opcomms_err opc__log_seen(opc__log *l, opc__log_scan *c, uint64_t uid, uint64_t ref) {
-    if (c->count == c->cap) {
-        size_t cap = c->cap == 0 ? 1024 : c->cap * 2, kept = 0, i;
-        uint64_t *u, *r;
-        for (i = 0; i < c->count; i++) { /* the acknowledged go first */
-            if (c->ref[i] == 0) continue;
-            c->uid[kept] = c->uid[i];
-            c->ref[kept++] = c->ref[i];
+/* The index of opening: entries of a number 8, where its message lies 6 (0: it is over), and where
+   the last operation of type 6 or 7 on it lies 6 (0: none); in chunks, so that growing it takes no
+   more than itself. */
+#define OPC__LOG_ENTRY 20u
+#define OPC__LOG_CHUNK 1024u
+
+OPC__FN uint8_t *opc__log_entry(const opc__log_scan *c, size_t i) {
+    OPCOMMS_ASSERT(i / OPC__LOG_CHUNK < c->chunks);
+    return c->chunk[i / OPC__LOG_CHUNK] + i % OPC__LOG_CHUNK * OPC__LOG_ENTRY;
+}
+
+OPC__FN uint64_t opc__log_be48(const uint8_t *p) {
+    return (uint64_t)opc__buf_be16(p) << 32 | opc__buf_be32(p + 2);
+}
+OPC__FN void opc__log_put48(uint8_t *p, uint64_t v) {
+    OPCOMMS_ASSERT(v < OPC__LOG_SIZE_MAX);
+    opc__buf_put16(p, (uint16_t)(v >> 32));
+    opc__buf_put32(p + 2, (uint32_t)v);
+}
+
+OPC__FN void opc__log_index_free(opc__mem *mem, opc__log_scan *c, size_t kept) {
+    while (c->chunks > kept) {
+        opc__mem_free(mem, c->chunk[--c->chunks], OPC__LOG_CHUNK * OPC__LOG_ENTRY);
+    }
+    if (kept > 0) return;
+    opc__mem_free(mem, c->chunk, c->chunks_cap * sizeof *c->chunk);
+    c->chunk = NULL;
+    c->chunks_cap = c->count = 0;
+}
+
+/* Room for one entry more. Those that are over go when they are an eighth of the others. */
+OPC__FN opcomms_err opc__log_index_grow(opc__mem *mem, opc__log_scan *c) {
+    if (c->over > OPC__LOG_CHUNK / 2 && c->over > (c->count - c->over) / 8) {
+        size_t i, kept = 0;
+        for (i = 0; i < c->count; i++) {
+            uint8_t *e = opc__log_entry(c, i);
+            if (opc__log_be48(e + 8) == 0) continue;
+            if (kept != i) memcpy(opc__log_entry(c, kept), e, OPC__LOG_ENTRY);
+            kept++;
         }
         c->count = kept;
-        if (kept > c->cap / 2 || c->cap == 0) {
-            u = (uint64_t *)opc__mem_array(l->mem, cap, 8);
-            r = u == NULL ? NULL : (uint64_t *)opc__mem_array(l->mem, cap, 8);
-            if (r == NULL) {
-                opc__mem_free(l->mem, u, cap * 8);
-                return OPCOMMS_E_NOMEM;
-            }
-            if (kept > 0) memcpy(u, c->uid, kept * 8);
-            if (kept > 0) memcpy(r, c->ref, kept * 8);
-            opc__mem_free(l->mem, c->uid, c->cap * 8);
-            opc__mem_free(l->mem, c->ref, c->cap * 8);
-            c->uid = u;
-            c->ref = r;
-            c->cap = cap;
-        }
+        c->over = 0;
+        opc__log_index_free(mem, c, kept / OPC__LOG_CHUNK + 1);
+        if (kept / OPC__LOG_CHUNK < c->chunks) return OPCOMMS_OK;
     }
-    c->uid[c->count] = uid;
-    c->ref[c->count++] = ref;
-    if (uid > l->uid) l->uid = uid;
+    if (c->chunks == c->chunks_cap) {
+        size_t cap = c->chunks_cap == 0 ? 16 : c->chunks_cap * 2;
+        uint8_t **p = (uint8_t **)opc__mem_array(mem, cap, sizeof *p);
+        if (p == NULL) return OPCOMMS_E_NOMEM;
+        if (c->chunks > 0) memcpy(p, c->chunk, c->chunks * sizeof *p);
+        opc__mem_free(mem, c->chunk, c->chunks_cap * sizeof *p);
+        c->chunk = p;
+        c->chunks_cap = cap;
+    }
+    c->chunk[c->chunks] = (uint8_t *)opc__mem_raw(mem, OPC__LOG_CHUNK * OPC__LOG_ENTRY);
+    if (c->chunk[c->chunks] == NULL) return OPCOMMS_E_NOMEM;
+    c->chunks++;
     return OPCOMMS_OK;
 }
 
-OPC__FN void opc__log_acked(opc__log_scan *c, uint64_t uid) {
+OPC__FN opcomms_err opc__log_index_add(opc__mem *mem, opc__log_scan *c, uint64_t uid,
+                                       uint64_t ref) {
+    uint8_t *e;
+    if (c->count == c->chunks * OPC__LOG_CHUNK) {
+        opcomms_err rc = opc__log_index_grow(mem, c);
+        if (rc != OPCOMMS_OK) return rc;
+    }
+    e = opc__log_entry(c, c->count++);
+    opc__buf_put64(e, uid);
+    opc__log_put48(e + 8, ref);
+    opc__log_put48(e + 14, 0);
+    return OPCOMMS_OK;
+}
+
+/* The entry of a message that is not over, or NULL. */
+OPC__FN uint8_t *opc__log_index_find(const opc__log_scan *c, uint64_t uid) {
     size_t lo = 0, hi = c->count;
+    uint8_t *e;
     while (lo < hi) {
         size_t mid = lo + (hi - lo) / 2;
-        if (c->uid[mid] < uid) {
+        if (opc__buf_be64(opc__log_entry(c, mid)) < uid) {
             lo = mid + 1;
         } else {
             hi = mid;
         }
     }
-    if (lo < c->count && c->uid[lo] == uid) c->ref[lo] = 0;
+    if (lo == c->count) return NULL;
+    e = opc__log_entry(c, lo);
+    return opc__buf_be64(e) == uid && opc__log_be48(e + 8) != 0 ? e : NULL;
 }
 
-/* Is this the body, n bytes, of a message as it was written, as far as its payload? */
-OPC__FN int opc__log_head_sound(const opc__log *l, const uint8_t *body, uint32_t n) {
-    static const uint8_t zero[4] = {0, 0, 0, 0};
-    uint32_t dest, frags, crc, len;
-    if (n < OPC__LOG_FIXED) return 0;
-    dest = opc__buf_be32(body + 36);
-    frags = opc__buf_be32(body + 72);
-    if (dest > 1024u || frags > (n - OPC__LOG_FIXED) / 8u) return 0;
-    if (dest > n - OPC__LOG_FIXED - 8u * frags) return 0;
-    len = OPC__LOG_FIXED + 8u * frags + dest;
-    if (frags == 0 && opc__buf_be64(body + 48) != n - len) return 0;
-    crc = opc__crc32c(opc__log_crc(l, body, 80), zero, 4);
-    return opc__crc32c(crc, body + 84, len - 84u) == opc__buf_be32(body + 80);
+OPC__FN opcomms_err opc__log_replay_message(opc__log *l, opc__log_scan *c, unsigned type,
+                                            const uint8_t *body, uint32_t n, uint64_t ref) {
+    size_t len = opc__log_head_len(type, body, n);
+    uint64_t uid = len > 0 ? opc__buf_be64(body + 40) : 0;
+    opcomms_err rc;
+    if (uid <= c->uid_last || uid > OPC__LOG_UID_MAX) return OPCOMMS_E_LOG_DAMAGED;
+    if (!opc__log_head_sound(l, type, body, len)) return OPCOMMS_E_LOG_DAMAGED;
+    c->uid_last = uid;
+    if (uid > l->uid) l->uid = uid;
+    rc = opc__log_index_add(l->mem, c, uid, ref);
+    if (rc == OPCOMMS_OK && type == OPC__OP_STREAM && l->owner.seen != NULL) {
+        opc__msg_meta m;
+        opc__log_meta_of(l, type, body, &m);
+        rc = l->owner.seen(l->owner.user, &m);
+    }
+    return rc;
+}
+
+/* An operation on the message whose number its body begins with. */
+OPC__FN opcomms_err opc__log_replay_on(opc__log_scan *c, unsigned type, const uint8_t *body,
+                                       uint32_t n, uint64_t ref) {
+    int state = type == OPC__OP_FAILED || type == OPC__OP_DEAD;
+    uint8_t *e;
+    if (n != (type == OPC__OP_ACK ? 8u : state ? 32u : 16u)) return OPCOMMS_E_LOG_DAMAGED;
+    e = opc__log_index_find(c, opc__buf_be64(body));
+    if (e == NULL) return OPCOMMS_OK;
+    opc__log_put48(e + (state ? 14 : 8), state ? ref : 0);
+    c->over += !state;
+    return OPCOMMS_OK;
 }
 
 /* One operation; `ref` is where it lies. */
@@ -8285,22 +8595,27 @@ OPC__FN opcomms_err opc__log_replay_op(opc__log *l, opc__log_scan *c, unsigned t
     uint64_t uid;
     switch (type) {
     case OPC__OP_MESSAGE:
-        uid = n >= OPC__LOG_FIXED ? opc__buf_be64(body + 40) : 0;
-        if (uid <= c->uid_last || uid > OPC__LOG_UID_MAX) return OPCOMMS_E_LOG_DAMAGED;
-        if (!opc__log_head_sound(l, body, n)) return OPCOMMS_E_LOG_DAMAGED;
-        c->uid_last = uid;
-        return opc__log_seen(l, c, uid, ref);
+    case OPC__OP_QUEUED:
+    case OPC__OP_STREAM: return opc__log_replay_message(l, c, type, body, n, ref);
     case OPC__OP_ACK:
-        if (n != 8) return OPCOMMS_E_LOG_DAMAGED;
-        opc__log_acked(c, opc__buf_be64(body));
-        return OPCOMMS_OK;
+    case OPC__OP_OVER:
+    case OPC__OP_FAILED:
+    case OPC__OP_DEAD:
+    case OPC__OP_TAKEN: return opc__log_replay_on(c, type, body, n, ref);
     case OPC__OP_CHECKPOINT:
         uid = n >= 8 ? opc__buf_be64(body) : UINT64_MAX;
         if (uid > OPC__LOG_UID_MAX) return OPCOMMS_E_LOG_DAMAGED;
         if (uid > l->uid) l->uid = uid;
         return OPCOMMS_OK;
-    default: return type < OPC__LOG_OP_MUST ? OPCOMMS_OK : OPCOMMS_E_LOG_VERSION;
+    case OPC__NOTE_OPENED:
+        if (n < OPC__LOG_OPENED) return OPCOMMS_E_LOG_DAMAGED;
+        break;
+    default: break;
     }
+    if (opc__log_is_note(type)) {
+        return l->owner.note != NULL ? l->owner.note(l->owner.user, type, body, n) : OPCOMMS_OK;
+    }
+    return type < OPC__LOG_OP_MUST ? OPCOMMS_OK : OPCOMMS_E_LOG_VERSION;
 }
 
 /* The operations of a valid batch. */
@@ -8385,16 +8700,82 @@ OPC__FN opcomms_err opc__log_recover(opc__log *l, opc__log_scan *c, opcomms_erro
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, os, "log recovery");
 }
 
-/* Recovers, opens a new epoch, reports what is unacknowledged. */
-OPC__FN opcomms_err opc__log_load(opc__log *l, const opc__log_options *o, opc__store_found found,
-                                  void *user, opcomms_error *err) {
-    opc__log_scan c;
+/* What became of a message, by the operation at `at`. */
+OPC__FN opcomms_err opc__log_state(opc__log *l, uint64_t at, opc__msg_meta *m) {
+    uint8_t op[40];
+    opcomms_err rc = opc__log_get(l, at, op, sizeof op);
+    if (rc != OPCOMMS_OK) return rc;
+    if ((op[0] != OPC__OP_FAILED && op[0] != OPC__OP_DEAD) || opc__buf_be32(op + 4) != 32 ||
+        opc__buf_be64(op + 8) != m->uid) {
+        return OPCOMMS_E_LOG_DAMAGED;
+    }
+    m->attempts = opc__buf_be32(op + 16);
+    m->code = (int32_t)opc__buf_be32(op + 20);
+    m->tried = op[24];
+    if (op[0] == OPC__OP_DEAD) {
+        m->kind = OPC__KIND_DEAD;
+        m->dead_s = (int64_t)opc__buf_be64(op + 32);
+    }
+    return OPCOMMS_OK;
+}
+
+/* Tells the owner of every message that is not over. */
+OPC__FN opcomms_err opc__log_tell(opc__log *l, const opc__log_scan *c, opcomms_error *err) {
     size_t i;
+    for (i = 0; i < c->count; i++) {
+        const uint8_t *e = opc__log_entry(c, i);
+        uint64_t ref = opc__log_be48(e + 8), tried = opc__log_be48(e + 14);
+        opc__msg_meta m;
+        opcomms_err rc;
+        if (ref == 0) continue;
+        rc = opc__log_head(l, ref);
+        if (rc == OPCOMMS_OK) {
+            opc__log_meta_of(l, l->head_type, l->head, &m);
+            if (tried != 0 && m.kind == OPC__KIND_OUT) rc = opc__log_state(l, tried, &m);
+        }
+        if (rc == OPCOMMS_OK && l->owner.found != NULL) {
+            rc = l->owner.found(l->owner.user, m.uid, ref, &m);
+        }
+        if (rc == OPCOMMS_OK) continue;
+        (void)opc__err_set(err, rc, 0, "stored message");
+        if (err != NULL) err->position = ref;
+        return rc;
+    }
+    return OPCOMMS_OK;
+}
+
+/* The new slot, and the note of this opening, both synced. */
+OPC__FN opcomms_err opc__log_begin_epoch(opc__log *l, opc__log_scan *c, int weak, int *os) {
+    uint8_t *b = NULL;
+    uint64_t at = 0;
+    /* The directory each time: the crash may have come right after the creation. */
+    opcomms_err rc = l->plat->dir_sync(l->plat->user, l->dir, os);
+    if (rc == OPCOMMS_OK) rc = opc__log_slot_next(l, c, weak, os);
+    if (rc == OPCOMMS_OK && c->mend) rc = opc__log_slot_next(l, c, weak, os);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__log_batch_new(l, c->end);
+    l->written = l->durable = c->end;
+    rc = opc__log_op(l, OPC__NOTE_OPENED, OPC__LOG_OPENED, OPC__LOG_ANY, &b, &at);
+    OPCOMMS_ASSERT(rc == OPCOMMS_OK);
+    memcpy(b, c->opened, OPC__LOG_OPENED);
+    rc = opc__log_write(&l->base);
+    if (rc != OPCOMMS_OK) {
+        *os = l->os_code;
+        return rc;
+    }
+    l->opened = l->durable = l->written;
+    return l->plat->file_sync(l->plat->user, l->file, os);
+}
+
+/* Recovers, opens a new epoch, reports what is not over. */
+OPC__FN opcomms_err opc__log_load(opc__log *l, const opc__log_options *o, opcomms_error *err) {
+    opc__log_scan c;
     int os = 0;
     opcomms_err rc;
     memset(&c, 0, sizeof c);
     rc = l->plat->file_size(l->plat->user, l->file, &c.size, &os);
     if (rc != OPCOMMS_OK) return opc__err_set(err, rc, os, o->path);
+    if (c.size >= OPC__LOG_SIZE_MAX) return opc__err_set(err, OPCOMMS_E_LIMIT, 0, o->path);
     l->uid = o->uid_floor;
     c.counter = o->counter_floor;
     rc = opc__log_header(l, &c, o->key_hash, &os, err);
@@ -8404,34 +8785,18 @@ OPC__FN opcomms_err opc__log_load(opc__log *l, const opc__log_options *o, opc__s
     if (c.buf == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, "log");
     rc = opc__log_recover(l, &c, err);
     if (rc == OPCOMMS_OK) {
-        /* The directory each time: the crash may have come right after the creation. */
-        rc = l->plat->dir_sync(l->plat->user, l->dir, &os);
-        if (rc == OPCOMMS_OK) rc = opc__log_slot_next(l, &c, o->durability != 0, &os);
-        if (rc == OPCOMMS_OK && c.mend) rc = opc__log_slot_next(l, &c, o->durability != 0, &os);
+        rc = opc__log_begin_epoch(l, &c, o->durability != 0, &os);
         if (rc != OPCOMMS_OK) (void)opc__err_set(err, rc, os, "log header");
     }
-    l->active.at = c.end;
-    l->active.len = OPC__LOG_BATCH;
-    l->written = c.end;
-    l->durable = c.end;
-    l->opened = c.end;
-    for (i = 0; rc == OPCOMMS_OK && i < c.count; i++) {
-        opc__msg_meta m;
-        if (c.ref[i] == 0) continue;
-        rc = opc__log_head(l, c.ref[i]);
-        if (rc == OPCOMMS_OK) {
-            opc__log_meta_of(l->head, &m);
-            rc = found(user, c.uid[i], c.ref[i], &m);
-        }
-        if (rc != OPCOMMS_OK) {
-            (void)opc__err_set(err, rc, 0, "stored message");
-            if (err != NULL) err->position = c.ref[i];
-        }
+    if (rc == OPCOMMS_OK) rc = opc__log_tell(l, &c, err);
+    if (rc == OPCOMMS_OK && l->owner.note != NULL) {
+        rc = l->owner.note(l->owner.user, OPC__NOTE_OPENED, c.opened, sizeof c.opened);
+        if (rc != OPCOMMS_OK) (void)opc__err_set(err, rc, 0, "log");
     }
-    opc__mem_free(l->mem, c.uid, c.cap * 8);
-    opc__mem_free(l->mem, c.ref, c.cap * 8);
+    opc__log_index_free(l->mem, &c, 0);
     opc__mem_free(l->mem, c.buf, c.buf_cap);
     opc__mem_wipe(c.slot, sizeof c.slot); /* the salt */
+    opc__mem_wipe(c.opened, sizeof c.opened);
     return rc;
 }
 
@@ -8457,8 +8822,8 @@ OPC__FN opcomms_err opc__log_files(opc__log *l, const char *path, opcomms_error 
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, os, path);
 }
 
-OPC__FN opcomms_err opc__log_open(const opc__log_options *o, opc__store_found found, void *user,
-                                  opc__store **out, opcomms_error *err) {
+OPC__FN opcomms_err opc__log_open(const opc__log_options *o, opc__store **out,
+                                  opcomms_error *err) {
     static const opc__store_class c = {
         opc__log_room,   opc__log_begin,       opc__log_data,
         opc__log_peek,   opc__log_commit,      opc__log_abort,     opc__log_ack,
@@ -8479,6 +8844,7 @@ OPC__FN opcomms_err opc__log_open(const opc__log_options *o, opc__store_found fo
     OPCOMMS_ASSERT(l->cap >= 65536u);
     OPCOMMS_ASSERT(l->cap <= OPC__LOG_BATCH_MAX);
     l->bytes_max = o->log_bytes_max;
+    if (o->owner != NULL) l->owner = *o->owner;
     l->ahead = o->ahead_bytes;
     l->puts_max = o->puts_max;
     l->put = (opc__log_put **)opc__mem_array(o->mem, o->puts_max, sizeof *l->put);
@@ -8492,7 +8858,7 @@ OPC__FN opcomms_err opc__log_open(const opc__log_options *o, opc__store_found fo
     } else {
         rc = opc__log_files(l, o->path, err);
     }
-    if (rc == OPCOMMS_OK) rc = opc__log_load(l, o, found, user, err);
+    if (rc == OPCOMMS_OK) rc = opc__log_load(l, o, err);
     if (rc != OPCOMMS_OK) {
         opc__log_free(l);
         return rc;
@@ -8572,7 +8938,7 @@ OPC__FN opcomms_err opc__look_payload(opc__look *k, uint64_t ref, uint64_t *byte
     *bytes = opc__buf_be64(k->log->head + 48);
     frags = opc__buf_be32(k->log->head + 72);
     for (i = 0; i < frags; i++) {
-        if (opc__buf_be64(k->log->head + OPC__LOG_FIXED + 8u * i) >= k->c.size) {
+        if (opc__buf_be64(opc__log_frags(k->log) + 8u * i) >= k->c.size) {
             return OPCOMMS_E_LOG_DAMAGED;
         }
     }
@@ -8676,6 +9042,41 @@ OPC__FN opcomms_err opc__look_add(opc__look *k, uint64_t uid, unsigned kind, uin
     return OPCOMMS_OK;
 }
 
+/* One operation of a valid batch. */
+OPC__FN opcomms_err opc__look_op(opc__look *k, unsigned type, const uint8_t *body, uint32_t n,
+                                 uint64_t ref) {
+    size_t len;
+    switch (type) {
+    case OPC__OP_MESSAGE:
+    case OPC__OP_QUEUED:
+    case OPC__OP_STREAM:
+        len = opc__log_head_len(type, body, n);
+        if (len == 0 || !opc__log_head_sound(k->log, type, body, len)) {
+            return OPCOMMS_E_LOG_DAMAGED;
+        }
+        return opc__look_add(k, opc__buf_be64(body + 40), OPC__LOOK_WHOLE, ref);
+    case OPC__OP_FRAGMENT: return OPCOMMS_OK;
+    case OPC__OP_ACK:
+    case OPC__OP_OVER:
+    case OPC__OP_TAKEN:
+        if (n != (type == OPC__OP_ACK ? 8u : 16u)) return OPCOMMS_E_LOG_DAMAGED;
+        return opc__look_add(k, opc__buf_be64(body), OPC__LOOK_ACKED, 0);
+    case OPC__OP_FAILED:
+    case OPC__OP_DEAD: return n == 32 ? OPCOMMS_OK : OPCOMMS_E_LOG_DAMAGED;
+    case OPC__OP_CHECKPOINT:
+        if (n < 8 || opc__buf_be64(body) > OPC__LOG_UID_MAX) return OPCOMMS_E_LOG_DAMAGED;
+        if (opc__buf_be64(body) > k->floor) k->floor = opc__buf_be64(body);
+        k->newer |= n > 8;
+        return OPCOMMS_OK;
+    default: break;
+    }
+    if (type == OPC__NOTE_OPENED && n < OPC__LOG_OPENED) return OPCOMMS_E_LOG_DAMAGED;
+    if (opc__log_is_note(type)) return OPCOMMS_OK;
+    if (type >= OPC__LOG_OP_MUST) return OPCOMMS_E_LOG_VERSION;
+    k->newer = 1;
+    return OPCOMMS_OK;
+}
+
 /* The operations of a valid batch. OPCOMMS_E_LOG_DAMAGED: they make no sense. */
 OPC__FN opcomms_err opc__look_batch(opc__look *k, uint64_t at, const uint8_t *p, uint32_t len) {
     opc__rd r;
@@ -8688,26 +9089,7 @@ OPC__FN opcomms_err opc__look_batch(opc__look *k, uint64_t at, const uint8_t *p,
         uint32_t n = h != NULL ? opc__buf_be32(h + 4) : 0;
         body = opc__rd_bytes(&r, n);
         if (h == NULL || body == NULL) return OPCOMMS_E_LOG_DAMAGED;
-        switch (h[0]) {
-        case OPC__OP_MESSAGE:
-            if (!opc__log_head_sound(k->log, body, n)) return OPCOMMS_E_LOG_DAMAGED;
-            rc = opc__look_add(k, opc__buf_be64(body + 40), OPC__LOOK_WHOLE,
-                               at + (uint64_t)(h - p));
-            break;
-        case OPC__OP_FRAGMENT: break;
-        case OPC__OP_ACK:
-            if (n != 8) return OPCOMMS_E_LOG_DAMAGED;
-            rc = opc__look_add(k, opc__buf_be64(body), OPC__LOOK_ACKED, 0);
-            break;
-        case OPC__OP_CHECKPOINT:
-            if (n < 8 || opc__buf_be64(body) > OPC__LOG_UID_MAX) return OPCOMMS_E_LOG_DAMAGED;
-            if (opc__buf_be64(body) > k->floor) k->floor = opc__buf_be64(body);
-            k->newer |= n > 8;
-            break;
-        default:
-            if (h[0] >= OPC__LOG_OP_MUST) return OPCOMMS_E_LOG_VERSION;
-            k->newer = 1;
-        }
+        rc = opc__look_op(k, h[0], body, n, at + (uint64_t)(h - p));
     }
     if (rc != OPCOMMS_OK) return rc;
     return opc__rd_left(&r) == 0 ? OPCOMMS_OK : OPCOMMS_E_LOG_DAMAGED;
@@ -8723,13 +9105,10 @@ OPC__FN opcomms_err opc__look_pick(opc__look *k, uint64_t at, uint64_t to) {
         opcomms_err rc = opc__log_window(k->log, &k->c, at, n, &p);
         if (rc != OPCOMMS_OK) return rc;
         for (; i + 8 <= n; i++) {
-            const uint8_t *q = (const uint8_t *)memchr(p + i, OPC__OP_MESSAGE, n - i - 7);
-            uint32_t body;
-            if (q == NULL) break;
-            i = (size_t)(q - p);
-            body = opc__buf_be32(q + 4);
-            if (q[1] != 0 || q[2] != 0 || q[3] != 0) continue;
-            if (body < OPC__LOG_FIXED || body > to - at - i - 8u) continue;
+            const uint8_t *q = p + i;
+            size_t fixed = opc__log_fixed(q[0]);
+            if (fixed == 0 || q[1] != 0 || q[2] != 0 || q[3] != 0) continue;
+            if (opc__buf_be32(q + 4) < fixed || opc__buf_be32(q + 4) > to - at - i - 8u) continue;
             rc = opc__log_head(k->log, at + i);
             if (rc == OPCOMMS_OK) {
                 rc = opc__look_add(k, opc__buf_be64(k->log->head + 40), OPC__LOOK_FOUND, at + i);
@@ -8818,8 +9197,7 @@ OPC__FN opcomms_err opc__look_survey(opc__look *k, uint64_t limit) {
 OPC__FN void opc__look_close(opc__look *k) {
     opc__mem_free(k->mem, k->key, k->cap * 8);
     opc__mem_free(k->mem, k->ref, k->cap * 8);
-    opc__mem_free(k->mem, k->c.uid, k->c.cap * 8);
-    opc__mem_free(k->mem, k->c.ref, k->c.cap * 8);
+    opc__log_index_free(k->mem, &k->c, 0);
     opc__mem_free(k->mem, k->c.buf, k->c.buf_cap);
     if (k->log != NULL) opc__log_free(k->log);
     opc__mem_wipe(&k->c, sizeof k->c); /* the salt */
@@ -8881,7 +9259,7 @@ OPC__FN void opc__look_head(opc__look *k) {
     k->r.opened = opc__buf_be64(s + 24);
     k->r.created_s = (int64_t)opc__buf_be64(s + 40);
     k->floor = opc__buf_be64(s + 112);
-    k->newer = k->r.minor != 0;
+    k->newer = k->r.minor > 1;
     if (k->c.mend) k->r.flags |= OPCOMMS_REPORT_HEADER;
 }
 
@@ -8956,7 +9334,7 @@ OPC__FN opcomms_err opc__look_copy(opc__look *k, opc__store *to, uint64_t ref) {
     opcomms_err rc = opc__log_head(l, ref);
     if (rc == OPCOMMS_OK) rc = to->c->begin(to, &put);
     if (rc != OPCOMMS_OK) return rc;
-    opc__log_meta_of(l->head, &meta); /* its dest lies in the head, which stays there meanwhile */
+    opc__log_meta_of(l, l->head_type, l->head, &meta); /* dest lies in the head: stays meanwhile */
     while (rc == OPCOMMS_OK && at < meta.bytes) {
         rc = opc__log_read(&l->base, ref, at, buf, sizeof buf, &got);
         if (rc == OPCOMMS_OK && got == 0) rc = OPCOMMS_E_LOG_DAMAGED;
@@ -8972,7 +9350,7 @@ OPC__FN opcomms_err opc__look_copy(opc__look *k, opc__store *to, uint64_t ref) {
     return rc;
 }
 
-OPC__FN opcomms_err opc__look_none(void *user, uint64_t uid, uint64_t ref,
+OPC__FN opcomms_err opc__look_found(void *user, uint64_t uid, uint64_t ref,
                                    const opc__msg_meta *meta) {
     (void)user;
     (void)uid;
@@ -8984,10 +9362,14 @@ OPC__FN opcomms_err opc__look_none(void *user, uint64_t uid, uint64_t ref,
 /* Everything unread into a new log at `path`, synced. */
 OPC__FN opcomms_err opc__look_write(opc__look *k, const char *path, opcomms_error *err) {
     opc__log_options o;
+    opc__store_owner owner;
     opc__store *to = NULL;
     size_t i;
     opcomms_err rc, rc2;
     memset(&o, 0, sizeof o);
+    memset(&owner, 0, sizeof owner);
+    owner.found = opc__look_found;
+    o.owner = &owner;
     o.plat = k->log->plat;
     o.mem = k->mem;
     o.path = path;
@@ -8998,7 +9380,7 @@ OPC__FN opcomms_err opc__look_write(opc__look *k, const char *path, opcomms_erro
     /* The bad parts may have held higher numbers, which must not be given out again. */
     o.uid_floor = k->floor + (k->r.bad_parts > 0 ? OPC__LOG_UID_SKIP : 0);
     if (o.uid_floor > OPC__LOG_UID_MAX) o.uid_floor = OPC__LOG_UID_MAX;
-    rc = opc__log_open(&o, opc__look_none, NULL, &to, err);
+    rc = opc__log_open(&o, &to, err);
     if (rc != OPCOMMS_OK) return rc;
     for (i = 0; rc == OPCOMMS_OK && i < k->count; i++) {
         unsigned kind = k->key[i] & 3u;
@@ -9117,7 +9499,7 @@ OPC__FN opcomms_err opc__look_entry(opc__look *k, size_t i, opcomms_log_entry *e
     opc__msg_meta m;
     opcomms_err rc = opc__log_head(k->log, k->ref[i]);
     if (rc != OPCOMMS_OK) return rc;
-    opc__log_meta_of(k->log->head, &m);
+    opc__log_meta_of(k->log, k->log->head_type, k->log->head, &m);
     memset(e, 0, sizeof *e);
     e->state = state[k->key[i] & 3u];
     e->flags = (m.flags & OPC__MSG_TEXT) ? OPCOMMS_MESSAGE_TEXT : 0;
@@ -14629,8 +15011,9 @@ OPC__FN opcomms_err opc__pub_found(void *user, uint64_t uid, uint64_t ref,
                                    const opc__msg_meta *meta) {
     opcomms_peer *p = (opcomms_peer *)user;
     uint32_t box = 0;
-    opcomms_err rc =
-        opc__mailbox_open(&p->mailbox, meta->dest, meta->dest_len, meta->dest_id, &box);
+    opcomms_err rc;
+    if (meta->kind != OPC__KIND_IN) return OPCOMMS_OK;
+    rc = opc__mailbox_open(&p->mailbox, meta->dest, meta->dest_len, meta->dest_id, &box);
     if (rc == OPCOMMS_OK) rc = opc__mailbox_reserve(&p->mailbox, box, meta->from);
     if (rc != OPCOMMS_OK) return rc;
     opc__mailbox_add(&p->mailbox, box, meta->from, uid, ref, 0, meta->bytes);
@@ -14641,6 +15024,7 @@ OPC__FN opcomms_err opc__pub_open_store(opcomms_peer *p, opcomms_error *err) {
     const opcomms_config *cfg = &p->cfg;
     char path[OPC__PATH_MAX];
     opc__log_options o;
+    opc__store_owner owner;
     opc__text t;
     opcomms_err rc;
     uint32_t puts = 2 * cfg->connections_max + 2;
@@ -14657,7 +15041,11 @@ OPC__FN opcomms_err opc__pub_open_store(opcomms_peer *p, opcomms_error *err) {
         opc__text_str(&t, ".log");
     }
     if (t.cut) return opc__err_set(err, OPCOMMS_E_INVAL, 0, "cfg.log_path is too long");
+    memset(&owner, 0, sizeof owner);
+    owner.user = p;
+    owner.found = opc__pub_found;
     memset(&o, 0, sizeof o);
+    o.owner = &owner;
     o.plat = p->plat;
     o.mem = &p->mem;
     o.path = path;
@@ -14673,7 +15061,7 @@ OPC__FN opcomms_err opc__pub_open_store(opcomms_peer *p, opcomms_error *err) {
     p->mailbox.entries_max = 0x7fffffffu;
     p->mailbox.depth_max = 0x7fffffffu;
     p->mailbox.foreign_max = 0x7fffffffu;
-    rc = opc__log_open(&o, opc__pub_found, p, &p->store, err);
+    rc = opc__log_open(&o, &p->store, err);
     if (rc == OPCOMMS_OK && opc__log_of(p->store)->cut > 0) {
         char cut[24];
         opc__text_init(&t, cut, sizeof cut);

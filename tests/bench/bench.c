@@ -717,7 +717,7 @@ static uint64_t log_make(const key *k, const char *path) {
     o.puts_max = 1;
     o.log_bytes_max = (uint64_t)1 << 30;
     (void)opc__str_hash_parse(k->hash, 64, o.key_hash);
-    if (opc__log_open(&o, NULL, NULL, &s, &err) != OPCOMMS_OK) die("%s", err.text);
+    if (opc__log_open(&o, &s, &err) != OPCOMMS_OK) die("%s", err.text);
     memset(&m, 0, sizeof m);
     m.dest = (const uint8_t *)k->hash;
     m.dest_len = 64;

@@ -21,6 +21,8 @@ typedef struct fuzz_log_message {
     uint64_t bytes;
     uint32_t readable; /* CRC-32C of the payload, when it could be read */
     int damaged;
+    int kind;
+    uint32_t attempts;
 } fuzz_log_message;
 
 typedef struct fuzz_log_content {
@@ -30,16 +32,23 @@ typedef struct fuzz_log_content {
 
 /* ---- making the file ---- */
 
+static size_t fuzz_log_fixed(unsigned type) { /* of a message; 0: it is none */
+    return type == OPC__OP_MESSAGE ? 84 : type == OPC__OP_STREAM ? 108
+                                      : type == OPC__OP_QUEUED ? 136
+                                                               : 0;
+}
+
 static void fuzz_log_op_crc(uint8_t *body, uint32_t n, unsigned type, uint32_t seed) {
-    uint32_t frags, dest;
-    size_t head;
+    uint32_t frags, dest, context;
+    size_t head = fuzz_log_fixed(type);
     if (type == OPC__OP_FRAGMENT && n >= 8)
         opc__buf_put32(body, opc__crc32c(seed, body + 8, n - 8));
-    if (type != OPC__OP_MESSAGE || n < OPC__LOG_FIXED) return;
+    if (head == 0 || n < head) return;
     dest = opc__buf_be32(body + 36);
     frags = opc__buf_be32(body + 72);
-    if (dest > 1024 || frags > OPC__LOG_FRAGS) return;
-    head = OPC__LOG_FIXED + 8u * frags + dest;
+    context = type == OPC__OP_QUEUED ? opc__buf_be16(body + 106) : 0;
+    if (dest > 1024 || frags > OPC__LOG_FRAGS || context > 256) return;
+    head += 8u * frags + dest + context;
     if (head > n) return;
     if (frags == 0) {
         opc__buf_put64(body + 48, n - head);
@@ -132,17 +141,22 @@ static size_t fuzz_log_batch(const fuzz_log_view *v, size_t at) {
 }
 
 static int fuzz_log_head_good(const fuzz_log_view *v, size_t ref) {
-    uint32_t n = opc__buf_be32(v->p + ref + 4), dest, frags;
+    unsigned type = v->p[ref];
+    uint32_t n = opc__buf_be32(v->p + ref + 4), dest, frags, context = 0;
     const uint8_t *b = v->p + ref + 8;
     uint8_t *head;
-    uint64_t len;
+    uint64_t len = fuzz_log_fixed(type);
     int good;
-    if (n < OPC__LOG_FIXED) return 0;
+    if (n < len) return 0;
     dest = opc__buf_be32(b + 36);
     frags = opc__buf_be32(b + 72);
-    len = OPC__LOG_FIXED + 8ull * frags + dest;
-    if (dest > 1024 || len > n) return 0;
+    if (type == OPC__OP_QUEUED) context = opc__buf_be16(b + 106);
+    len += 8ull * frags + dest + context;
+    if (dest > 1024 || context > 256 || len > n) return 0;
     if (frags == 0 && opc__buf_be64(b + 48) != n - len) return 0;
+    if (type == OPC__OP_STREAM && (b[35] < 1 || b[35] > 2)) return 0;
+    if (type == OPC__OP_STREAM && (b[34] & 128) && dest != 0) return 0;
+    if (type == OPC__OP_QUEUED && b[84] != 0 && b[84] != 4 && b[84] != 6) return 0;
     head = fuzz_exact(b, (size_t)len);
     memset(head + 80, 0, 4);
     good = opc__crc32c(v->seed, head, (size_t)len) == opc__buf_be32(b + 80);
@@ -159,10 +173,13 @@ typedef struct fuzz_log_walk {
 static opcomms_err fuzz_log_op(const fuzz_log_view *v, size_t p, uint32_t n, fuzz_log_content *c,
                                fuzz_log_walk *w) {
     const uint8_t *body = v->p + p + 8;
+    unsigned type = v->p[p];
     uint64_t number = n >= 48 ? opc__buf_be64(body + 40) : 0;
     size_t j;
-    switch (v->p[p]) {
+    switch (type) {
     case OPC__OP_MESSAGE:
+    case OPC__OP_QUEUED:
+    case OPC__OP_STREAM:
         if (number <= w->last || number > (uint64_t)1 << 62) return OPCOMMS_E_LOG_DAMAGED;
         if (!fuzz_log_head_good(v, p)) return OPCOMMS_E_LOG_DAMAGED;
         w->last = number;
@@ -172,10 +189,23 @@ static opcomms_err fuzz_log_op(const fuzz_log_view *v, size_t p, uint32_t n, fuz
             return OPCOMMS_OK;
         }
         c->m[c->count].uid = number;
+        c->m[c->count].kind = type == OPC__OP_QUEUED ? OPC__KIND_OUT : OPC__KIND_IN;
+        c->m[c->count].attempts = 0;
         c->m[c->count++].ref = p;
         return OPCOMMS_OK;
+    case OPC__OP_FAILED:
+    case OPC__OP_DEAD:
+        if (n != 32) return OPCOMMS_E_LOG_DAMAGED;
+        for (j = 0; j < c->count; j++) {
+            if (c->m[j].uid != opc__buf_be64(body) || c->m[j].kind == OPC__KIND_IN) continue;
+            c->m[j].kind = type == OPC__OP_DEAD ? OPC__KIND_DEAD : OPC__KIND_OUT;
+            c->m[j].attempts = opc__buf_be32(body + 8);
+        }
+        return OPCOMMS_OK;
     case OPC__OP_ACK:
-        if (n != 8) return OPCOMMS_E_LOG_DAMAGED;
+    case OPC__OP_OVER:
+    case OPC__OP_TAKEN:
+        if (n != (type == OPC__OP_ACK ? 8u : 16u)) return OPCOMMS_E_LOG_DAMAGED;
         for (j = 0; j < c->count && c->m[j].uid != opc__buf_be64(body); j++) {}
         if (j == c->count) return OPCOMMS_OK;
         memmove(&c->m[j], &c->m[j + 1], (c->count - j - 1) * sizeof c->m[0]);
@@ -185,7 +215,8 @@ static opcomms_err fuzz_log_op(const fuzz_log_view *v, size_t p, uint32_t n, fuz
         if (n < 8 || opc__buf_be64(body) > (uint64_t)1 << 62) return OPCOMMS_E_LOG_DAMAGED;
         if (opc__buf_be64(body) > w->floor) w->floor = opc__buf_be64(body);
         return OPCOMMS_OK;
-    default: return v->p[p] < 128 ? OPCOMMS_OK : OPCOMMS_E_LOG_VERSION;
+    case OPC__NOTE_OPENED: return n < 40 ? OPCOMMS_E_LOG_DAMAGED : OPCOMMS_OK;
+    default: return type < 128 ? OPCOMMS_OK : OPCOMMS_E_LOG_VERSION;
     }
 }
 
@@ -194,7 +225,7 @@ static opcomms_err fuzz_log_apply(const fuzz_log_view *v, size_t at, size_t len,
                                   fuzz_log_content *c, fuzz_log_walk *w) {
     uint32_t ops = opc__buf_be32(v->p + at + 12), i;
     size_t p = at + OPC__LOG_BATCH, end = at + len;
-    if (opc__buf_be32(v->p + at + 40) > 0xffffu) return OPCOMMS_E_LOG_VERSION;
+    if (opc__buf_be32(v->p + at + 40) > 0x1ffffu) return OPCOMMS_E_LOG_VERSION;
     for (i = 0; i < ops; i++) {
         uint32_t n;
         opcomms_err rc;
@@ -216,7 +247,7 @@ static int fuzz_log_slot_good(const uint8_t *s) {
 
 /* A creation that was cut short: nothing, or zeros, or those and the beginning of a first slot. */
 static int fuzz_log_begun(const uint8_t *header, size_t size) {
-    static const uint8_t start[12] = {'O', 'P', 'C', 'L', 'O', 'G', '\r', '\n', 0, 1, 0, 0};
+    static const uint8_t start[11] = {'O', 'P', 'C', 'L', 'O', 'G', '\r', '\n', 0, 1, 0};
     size_t last = 0, i;
     if (size > OPC__LOG_HEADER) return 0;
     for (i = 0; i < OPC__LOG_HEADER; i++) {
@@ -290,14 +321,31 @@ static opcomms_err fuzz_log_found(void *user, uint64_t uid, uint64_t ref, const 
         c->m[c->count].uid = uid;
         c->m[c->count].ref = ref;
         c->m[c->count].bytes = m->bytes;
+        c->m[c->count].kind = m->kind;
+        c->m[c->count].attempts = m->attempts;
         c->m[c->count++].damaged = 0;
     }
+    return OPCOMMS_OK;
+}
+
+static opcomms_err fuzz_log_seen(void *user, const opc__msg_meta *m) {
+    (void)user;
+    FUZZ_CHECK(m->stream == OPC__STREAM_QUEUE || m->stream == OPC__STREAM_DIRECT);
+    FUZZ_CHECK(m->dest_len <= 1024 && m->kind == OPC__KIND_IN);
+    return OPCOMMS_OK;
+}
+
+static opcomms_err fuzz_log_note(void *user, unsigned type, const uint8_t *body, size_t n) {
+    (void)user;
+    (void)opc__crc32c(0, body, n); /* reads it all */
+    FUZZ_CHECK(type == 9 || type == 10 || type == 13 || (type == 14 && n >= 40));
     return OPCOMMS_OK;
 }
 
 static opcomms_err fuzz_log_open(opc__mem *mem, const uint8_t key[32], int durability,
                                  fuzz_log_content *c, opc__store **s, opcomms_error *err) {
     opc__log_options o;
+    opc__store_owner owner;
     memset(&o, 0, sizeof o);
     memset(err, 0, sizeof *err);
     c->count = 0;
@@ -309,7 +357,13 @@ static opcomms_err fuzz_log_open(opc__mem *mem, const uint8_t key[32], int durab
     o.buffer_bytes = 65536;
     o.puts_max = 2;
     o.log_bytes_max = 1u << 24;
-    return opc__log_open(&o, fuzz_log_found, c, s, err);
+    memset(&owner, 0, sizeof owner);
+    owner.user = c;
+    owner.found = fuzz_log_found;
+    owner.seen = fuzz_log_seen;
+    owner.note = fuzz_log_note;
+    o.owner = &owner;
+    return opc__log_open(&o, s, err);
 }
 
 /* Reads every payload: whole and equal to its announced size, or damaged. */
@@ -318,9 +372,9 @@ static void fuzz_log_read(opc__store *s, fuzz_log_content *c) {
     for (i = 0; i < c->count; i++) {
         fuzz_log_message *m = &c->m[i];
         opc__msg_meta meta;
-        uint8_t dest[1024], buf[5000];
+        uint8_t dest[1024], context[OPC__CONTEXT_MAX], buf[5000];
         uint64_t at = 0;
-        FUZZ_CHECK(s->c->meta(s, m->ref, &meta, dest, NULL) == OPCOMMS_OK);
+        FUZZ_CHECK(s->c->meta(s, m->ref, &meta, dest, context) == OPCOMMS_OK);
         FUZZ_CHECK(meta.uid == m->uid && meta.bytes == m->bytes);
         m->readable = 0;
         while (!m->damaged) {
@@ -342,6 +396,7 @@ static void fuzz_log_equal(const fuzz_log_content *a, const fuzz_log_content *b,
     FUZZ_CHECK(a->count == b->count);
     for (i = 0; i < a->count; i++) {
         FUZZ_CHECK(a->m[i].uid == b->m[i].uid && a->m[i].ref == b->m[i].ref);
+        FUZZ_CHECK(a->m[i].kind == b->m[i].kind && a->m[i].attempts == b->m[i].attempts);
         if (!payload) continue;
         FUZZ_CHECK(a->m[i].damaged == b->m[i].damaged && a->m[i].bytes == b->m[i].bytes);
         if (!a->m[i].damaged) FUZZ_CHECK(a->m[i].readable == b->m[i].readable);
@@ -441,7 +496,12 @@ static void fuzz_log_look(opc__mem *mem, const fuzz_buf *before, opcomms_err exp
     FUZZ_CHECK(fuzz_same(before, &fuzz_find("log")->data));
     if (fuzz_find("new") != NULL) {
         opc__log_options o;
+        opc__store_owner owner;
         memset(&o, 0, sizeof o);
+        memset(&owner, 0, sizeof owner);
+        owner.user = &got;
+        owner.found = fuzz_log_found;
+        o.owner = &owner;
         memcpy(key, k.c.slot + 48, 32);
         o.plat = fuzz_platform();
         o.mem = mem;
@@ -450,7 +510,7 @@ static void fuzz_log_look(opc__mem *mem, const fuzz_buf *before, opcomms_err exp
         o.puts_max = 1;
         o.log_bytes_max = 1u << 24;
         got.count = 0;
-        FUZZ_CHECK(opc__log_open(&o, fuzz_log_found, &got, &s, &err) == OPCOMMS_OK);
+        FUZZ_CHECK(opc__log_open(&o, &s, &err) == OPCOMMS_OK);
         if (k.r.unread <= FUZZ_LOG_MAX) FUZZ_CHECK(got.count == k.r.unread);
         FUZZ_CHECK(s->c->close(s) == OPCOMMS_OK);
         fuzz_find("new")->exists = 0;

@@ -129,12 +129,14 @@ finds contents log '\n/* >>more ==== L2 ==== not listed */'
 # its tag. A noun belongs to one section only, and is listed only while it is in use.
 nouns="cfg:OPC__STATIC cfg:OPC__FN str:opc__text
     buf:opc__rd buf:opc__wr crc:opc__crc32c plat:OPC__PATH thread:opc__mutex thread:opc__cond
-    shape:opc__walk shape:OPC__WALK shape:OPC__SLOT shape:OPC__KIND
+    shape:opc__walk shape:OPC__WALK shape:OPC__SLOT
     tarpc:opc__request tarpc:opc__response tarpc:OPC__REQ tarpc:OPC__RES tarpc:OPC__RERR
     tarpc:opc__data tarpc:OPC__DEST tarpc:OPC__DEADLINE
     der:opc__derw tls:opc__session tls:opc__sessions key:opc__pem key:OPC__PEM key:opc__base64 key:OPC__OID
     store:opc__msg store:OPC__MSG store:OPC__FRAG log:OPC__OP
     native:opc__hello
+    store:opc__msg store:OPC__MSG store:OPC__FRAG store:opc__epoch store:opc__try store:OPC__TRIED
+    store:OPC__STREAM store:OPC__CONTEXT store:OPC__DONE store:OPC__NOTE store:OPC__KIND log:OPC__OP
     allow:opc__list allow:OPC__LIST allow:opc__rules allow:opc__rule limit:opc__bucket limit:opc__rates
     conn:opc__call conn:opc__reply conn:OPC__OUT mailbox:opc__box mailbox:opc__entry
     mailbox:opc__sender node:opc__slot node:opc__link node:OPC__LINK node:opc__crowd node:opc__end

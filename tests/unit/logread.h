@@ -18,9 +18,15 @@ typedef struct lr_batch {
 typedef struct lr_msg {
     size_t at;   /* of its type byte */
     uint64_t uid, bytes, wire_bytes, time;
-    const uint8_t *from, *dest, *body;
-    uint32_t dest_len, frags, flags;
+    const uint8_t *from, *dest, *body, *context;
+    uint32_t dest_len, frags, flags, context_len;
+    size_t fixed; /* the offsets of the fragments begin there */
+    int type;
     int acked;
+    size_t acked_at; /* where that stands */
+    int dead;
+    uint32_t attempts;
+    uint64_t number; /* in its stream */
     int bad; /* a CRC or a fragment is wrong */
 } lr_msg;
 
@@ -35,7 +41,8 @@ typedef struct lr {
     int batches;
     lr_msg msg[LR_MSGS];
     int msgs;
-    int fragments, acks, unknown;
+    int fragments, acks, unknown, tries, notes;
+    uint64_t state, opened, opened_random, seen; /* the last of each */
     const char *wrong; /* why this is no log */
 } lr;
 
@@ -86,8 +93,8 @@ static inline int lr_batch_valid(const lr *r, size_t at) {
 /* Byte i of a message's payload. */
 static inline uint8_t lr_byte(const lr *r, const lr_msg *m, uint64_t i) {
     const uint8_t *b = m->body;
-    if (m->frags == 0) return b[84 + m->dest_len + i];
-    return r->p[lr_int(b + 84 + 8 * (i / 16384), 8) + 16 + i % 16384];
+    if (m->frags == 0) return b[m->fixed + m->dest_len + m->context_len + i];
+    return r->p[lr_int(b + m->fixed + 8 * (i / 16384), 8) + 16 + i % 16384];
 }
 
 static inline void lr_message(lr *r, size_t at, const uint8_t *b, size_t n) {
@@ -95,6 +102,14 @@ static inline void lr_message(lr *r, size_t at, const uint8_t *b, size_t n) {
     size_t head, i;
     uint64_t left;
     memset(m, 0, sizeof *m);
+    m->type = b[-8];
+    m->fixed = m->type == 1 ? 84 : m->type == 12 ? 108 : 136;
+    if (n < m->fixed) {
+        m->bad = 1;
+        return;
+    }
+    if (m->type == 12) m->number = r->seen = lr_int(b + 100, 8);
+    if (m->type == 4) m->context_len = (uint32_t)lr_int(b + 106, 2);
     m->at = at;
     m->body = b;
     m->from = b;
@@ -105,8 +120,9 @@ static inline void lr_message(lr *r, size_t at, const uint8_t *b, size_t n) {
     m->wire_bytes = lr_int(b + 56, 8);
     m->time = lr_int(b + 64, 8);
     m->frags = (uint32_t)lr_int(b + 72, 4);
-    m->dest = b + 84 + 8 * m->frags;
-    head = 84 + 8 * m->frags + m->dest_len;
+    m->dest = b + m->fixed + 8 * m->frags;
+    m->context = m->dest + m->dest_len;
+    head = m->fixed + 8 * m->frags + m->dest_len + m->context_len;
     m->bad = head > n || lr_int(b + 80, 4) != lr_crc_hole(r->seed, b, head, 80);
     if (m->bad) return;
     if (m->frags == 0) {
@@ -115,7 +131,7 @@ static inline void lr_message(lr *r, size_t at, const uint8_t *b, size_t n) {
         return;
     }
     for (i = 0, left = m->bytes; i < m->frags; i++) {
-        size_t f = (size_t)lr_int(b + 84 + 8 * i, 8), len;
+        size_t f = (size_t)lr_int(b + m->fixed + 8 * i, 8), len;
         const uint8_t *p = r->p + f;
         if (f >= r->size || p[0] != 2) {
             m->bad = 1;
@@ -142,7 +158,10 @@ static inline void lr_operations(lr *r, const lr_batch *b) {
             r->wrong = "an operation leaves its batch";
             return;
         }
-        if (op[0] == 1) {
+        if ((op[0] >= 4 && op[0] <= 8) || op[0] == 12) {
+            if (!(b->flags & 0x10000)) r->wrong = "a batch without the mark of format 1.1";
+        }
+        if (op[0] == 1 || op[0] == 4 || op[0] == 12) {
             if (r->msgs == LR_MSGS || n < 84 ||
                 (r->msgs > 0 && r->msg[r->msgs - 1].uid >= lr_int(op + 48, 8))) {
                 r->wrong = "message";
@@ -151,11 +170,32 @@ static inline void lr_operations(lr *r, const lr_batch *b) {
             lr_message(r, at, op + 8, n);
         } else if (op[0] == 2) {
             r->fragments++;
-        } else if (op[0] == 3) {
+        } else if (op[0] == 3 || op[0] == 5 || op[0] == 8) {
+            if (n != (op[0] == 3 ? 8u : 16u)) r->wrong = "an end";
             r->acks++;
             for (k = 0; k < r->msgs; k++) {
-                if (r->msg[k].uid == lr_int(op + 8, 8)) r->msg[k].acked = 1;
+                if (r->msg[k].uid != lr_int(op + 8, 8) || r->msg[k].acked) continue;
+                r->msg[k].acked = 1;
+                r->msg[k].acked_at = at;
             }
+        } else if (op[0] == 6 || op[0] == 7) {
+            if (n != 32) r->wrong = "a try";
+            r->tries++;
+            for (k = 0; k < r->msgs; k++) {
+                if (r->msg[k].uid != lr_int(op + 8, 8)) continue;
+                r->msg[k].attempts = (uint32_t)lr_int(op + 16, 4);
+                r->msg[k].dead = op[0] == 7;
+            }
+        } else if (op[0] == 9 || op[0] == 10 || op[0] == 13 || op[0] == 14) {
+            r->notes++;
+            if (op[0] == 10 && n >= 8) r->state = lr_int(op + 8, 8);
+            if (op[0] == 14) {
+                if (n != 40) r->wrong = "an opening";
+                r->opened = lr_int(op + 8, 8);
+                r->opened_random = lr_int(op + 16, 8);
+            }
+        } else if (op[0] == 11) {
+            if (n < 8) r->wrong = "a checkpoint";
         } else {
             r->unknown++;
         }
@@ -168,7 +208,8 @@ static inline void lr_read(lr *r, const uint8_t *p, size_t size) {
     const uint8_t *slot = NULL;
     size_t i;
     memset(r, 0, offsetof(lr, batch));
-    r->msgs = r->batches = r->fragments = r->acks = r->unknown = 0;
+    r->msgs = r->batches = r->fragments = r->acks = r->unknown = r->tries = r->notes = 0;
+    r->state = r->opened = r->opened_random = r->seen = 0;
     r->wrong = NULL;
     r->p = p;
     r->size = size;
@@ -180,7 +221,7 @@ static inline void lr_read(lr *r, const uint8_t *p, size_t size) {
         if (!lr_slot(p + i)) continue;
         if (slot == NULL || lr_int(p + i + 16, 8) > lr_int(slot + 16, 8)) slot = p + i;
     }
-    if (slot == NULL || lr_int(slot + 8, 2) != 1) {
+    if (slot == NULL || lr_int(slot + 8, 2) != 1) { /* any minor version */
         r->wrong = "header";
         return;
     }

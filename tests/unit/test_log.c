@@ -309,12 +309,45 @@ TEST(the_directory_is_synced_again_when_the_creation_may_not_have_come_so_far) {
 
 /* ---- the format ---- */
 
+#define OPENED_BYTES 96u /* the batch that each opening writes */
+
+static void attempt(opc__store *s, uint64_t uid, uint32_t attempts) {
+    opc__try t;
+    uint64_t position = 0;
+    memset(&t, 0, sizeof t);
+    t.uid = uid;
+    t.attempts = attempts;
+    t.code = -(int32_t)attempts;
+    t.tried = attempts % 4;
+    t.dead = try_dead(attempts);
+    t.time_s = 77 + (int64_t)attempts;
+    CHECK_EQ(s->c->tried(s, &t, &position), OPCOMMS_OK);
+}
+
+static uint64_t put_as(opc__store *s, int what, uint8_t tag, uint64_t number, uint64_t len,
+                       uint64_t *uid) {
+    uint64_t u = 0, ref = 0, position = 0;
+    CHECK_EQ(msg_put_as(s, what, tag, number, len, &u, &ref, &position), OPCOMMS_OK);
+    if (uid != NULL) *uid = u;
+    return ref;
+}
+
+static void note(opc__store *s, unsigned type, uint64_t value, size_t n) {
+    uint8_t body[OPC__NOTE_MAX];
+    uint64_t position = 0;
+    memset(body, 9, sizeof body);
+    opc__buf_put64(body, value);
+    CHECK_EQ(s->c->note(s, type, body, n, &position), OPCOMMS_OK);
+    CHECK_EQ(position, s->c->end(s));
+}
+
 /* A log that holds every operation: messages of all kinds, fragments that belong to nothing,
-   acknowledgements, several sessions, one of them not closed. The last batches are not synced. */
+   what became of messages, notes, several sessions, one of them not closed. The last batches are
+   not synced. */
 static void full_log(fdisk *d) {
     opc__log_options o = log_options(d);
     opc__store *s = fresh(d);
-    uint64_t uid[4], ref[4], position = 0;
+    uint64_t uid[5], ref[5], position = 0;
     uint32_t p = 0;
     static uint8_t zero[16384];
     ref[0] = put(s, 1, 0, &uid[0]);
@@ -322,6 +355,17 @@ static void full_log(fdisk *d) {
     flush(s);
     ref[2] = put(s, 3, 100, &uid[2]);
     CHECK_EQ(s->c->ack(s, ref[1], uid[1], &position), OPCOMMS_OK);
+    (void)put_as(s, MSG_QUEUED, 9, 0, 50, &uid[3]);
+    attempt(s, uid[3], 1);
+    flush(s);
+    ref[4] = put_as(s, MSG_QUEUED, 10, 0, 0, &uid[4]);
+    CHECK_EQ(s->c->done(s, ref[4], uid[4], OPC__DONE_DELIVERED, &position), OPCOMMS_OK);
+    (void)put_as(s, MSG_QUEUED, 11, 0, 20000, &uid[4]);
+    attempt(s, uid[4], 3);
+    attempt(s, uid[3], 2);
+    note(s, OPC__NOTE_SEEN, 1, 0);
+    note(s, OPC__NOTE_STATE, 1, 8);
+    note(s, OPC__NOTE_PEER, 1, 300);
     flush(s);
     shut(s);
     CHECK_EQ(log_open(d, &s, &f, &err), OPCOMMS_OK);
@@ -332,21 +376,26 @@ static void full_log(fdisk *d) {
     s->c->abort(s, p);
     (void)put(s, 5, 16384, NULL);
     flush(s);
+    ref[4] = put_as(s, MSG_QUEUED, 12, 0, 10, &uid[4]);
+    attempt(s, uid[4], 3);
+    CHECK_EQ(s->c->done(s, ref[4], uid[4], OPC__DONE_TAKEN, &position), OPCOMMS_OK);
     (void)put(s, 6, 16385, NULL);
     flush(s);
     log_abandon(s);
     o.durability = OPCOMMS_DURABLE_NEVER;
     CHECK_EQ(log_open_with(&o, &s, &f, &err), OPCOMMS_OK);
-    (void)put(s, 7, 200, NULL);
+    (void)put_as(s, MSG_STREAM, 13, 1, 200, NULL);
     CHECK_EQ(s->c->ack(s, ref[0], uid[0], &position), OPCOMMS_OK);
     CHECK_EQ(s->c->write(s), OPCOMMS_OK);
-    (void)put(s, 8, 200, NULL);
+    (void)put_as(s, MSG_OWN, 14, 2, 200, NULL);
+    note(s, OPC__NOTE_STATE, 2, 20);
     CHECK_EQ(s->c->write(s), OPCOMMS_OK);
     log_abandon(s);
 }
 
-static const uint8_t full_tags[] = {3, 4, 5, 6, 7, 8};
-static const size_t full_sizes[] = {100, 40000, 16384, 16385, 200, 200};
+#define FULL 8
+static const uint8_t full_tags[FULL] = {3, 9, 11, 4, 5, 6, 13, 14};
+static const size_t full_sizes[FULL] = {100, 50, 20000, 40000, 16384, 16385, 200, 200};
 
 /* How the file reads without the library, checked against what was put in. */
 static void check_read(const fdisk *d, const uint8_t *tags, const size_t *sizes, int n) {
@@ -360,12 +409,18 @@ static void check_read(const fdisk *d, const uint8_t *tags, const size_t *sizes,
         CHECK(!m->bad);
         if (m->acked || m->bad || k >= n) continue;
         CHECK_EQ(m->from[0], tags[k]);
+        CHECK_EQ(m->from[31], tags[k]);
         CHECK_EQ(m->from[32], tags[k]);
         CHECK_EQ(m->bytes, sizes[k]);
         CHECK_EQ(m->wire_bytes, sizes[k] * 3);
         CHECK_EQ(m->time, 1700000000 + tags[k]);
-        CHECK_EQ(m->flags, tags[k] & 1);
-        CHECK(m->dest_len == tags[k] % 12u && memcmp(m->dest, "destination", m->dest_len) == 0);
+        CHECK_EQ(m->flags & 127, tags[k] & 1);
+        if (m->flags & 128) {
+            CHECK(m->type == 12 && m->dest_len == 0);
+        } else {
+            CHECK(m->dest_len == tags[k] % 12u);
+            CHECK(memcmp(m->dest, "destination", m->dest_len) == 0);
+        }
         for (j = 0; j < sizes[k] && lr_byte(&seen, m, j) == msg_byte(tags[k], j);) j++;
         CHECK_EQ(j, sizes[k]);
         k++;
@@ -375,16 +430,29 @@ static void check_read(const fdisk *d, const uint8_t *tags, const size_t *sizes,
 
 TEST(the_file_can_be_read_from_the_manual_alone) {
     full_log(&disk);
-    check_read(&disk, full_tags, full_sizes, 6);
-    CHECK_EQ(seen.msgs, 8);
-    CHECK_EQ(seen.acks, 2);
-    CHECK_EQ(seen.fragments, 3 + 1 + 2);
+    check_read(&disk, full_tags, full_sizes, FULL);
+    CHECK_EQ(seen.msgs, 12);
+    CHECK_EQ(seen.acks, 4);
+    CHECK_EQ(seen.tries, 4);
+    CHECK_EQ(seen.fragments, 2 + 3 + 1 + 2);
     CHECK_EQ(seen.unknown, 0);
     CHECK_EQ(seen.slot_counter, 3);
-    CHECK_EQ(seen.floor, 6 + ((uint64_t)1 << 20));
+    CHECK_EQ(seen.floor, 10 + ((uint64_t)1 << 20));
     CHECK_EQ(seen.end, log_file(&disk)->size);
-    CHECK(seen.synced == seen.slot_synced && seen.synced < seen.end);
-    CHECK(seen.batch[2].flags == 1 && seen.batch[2].ops == 0 && seen.batch[2].len == 48);
+    CHECK(seen.synced == seen.slot_synced + OPENED_BYTES && seen.synced < seen.end);
+    CHECK(seen.batch[4].flags == 1 && seen.batch[4].ops == 0 && seen.batch[4].len == 48);
+    CHECK_EQ(seen.batch[1].flags, 0);
+    CHECK_EQ(seen.batch[2].flags, 0x10000);
+    CHECK_EQ(seen.notes, 3 + 4);
+    CHECK_EQ(seen.state, 2);
+    CHECK_EQ(seen.opened, 3);
+    CHECK_EQ(seen.seen, 2);
+    CHECK(seen.msg[3].attempts == 2 && !seen.msg[3].dead);
+    CHECK(seen.msg[5].attempts == 3 && seen.msg[5].dead);
+    CHECK(seen.msg[3].context_len == 9 && memcmp(seen.msg[3].context, "what the ", 9) == 0);
+    CHECK_EQ(lr_int(seen.msg[3].body + 112, 8), (uint64_t)-9);
+    CHECK_EQ(lr_int(seen.msg[10].body + 92, 8), ~(uint64_t)1);
+    CHECK_EQ(lr_int(log_file(&disk)->cache + 10, 2), 1);
 }
 
 TEST(what_the_library_finds_is_what_the_manual_says_is_there) {
@@ -404,22 +472,67 @@ TEST(what_the_library_finds_is_what_the_manual_says_is_there) {
             if (seen.msg[i].acked) continue;
             CHECK(k < w.f.count && w.f.uid[k] == seen.msg[i].uid && w.f.ref[k] == seen.msg[i].at);
             CHECK(!seen.msg[i].bad);
+            CHECK_EQ(w.f.attempts[k], seen.msg[i].attempts);
+            CHECK_EQ(w.f.kind[k] == OPC__KIND_DEAD, seen.msg[i].dead);
+            CHECK_EQ(w.f.kind[k] == OPC__KIND_IN, seen.msg[i].type != 4);
             k++;
         }
         CHECK_EQ(k, w.f.count);
         CHECK_EQ(seen.end, w.s->c->end(w.s));
+        CHECK_EQ(seen.state, w.f.state);
+        CHECK_EQ(seen.seen, w.f.seen);
+        CHECK_EQ(seen.opened, w.f.opened.counter);
+        CHECK_EQ(seen.opened_random, w.f.opened.random);
+        CHECK_EQ(seen.notes, w.f.notes);
         log_abandon(w.s);
     }
 }
 
-/* The format is fixed: tests/data/log/1.0.log was written by the first version that had it.
+static size_t fixture(const char *name, uint8_t *p, size_t cap) {
+    FILE *in = fopen(name, "rb");
+    size_t n = 0;
+    CHECK(in != NULL);
+    if (in == NULL) return 0;
+    n = fread(p, 1, cap, in);
+    fclose(in);
+    CHECK(n > 0 && n < cap);
+    return n;
+}
+
+TEST(a_log_of_format_1_0_is_still_read_and_is_of_1_1_from_then_on) {
+    static const uint8_t tags[] = {3, 4, 5, 6, 7, 8};
+    static const size_t sizes[] = {100, 40000, 16384, 16385, 200, 200};
+    static uint8_t old[200000];
+    size_t n = fixture(TEST_DATA "/log/1.0.log", old, sizeof old);
+    opc__store *s = NULL;
+    uint64_t uid = 0;
+    int i;
+    fd_clear(&copy);
+    (void)fd_put(&copy, "peer.log", old, n);
+    check_read(&copy, tags, sizes, 6);
+    CHECK_EQ(log_open(&copy, &s, &f, &err), OPCOMMS_OK);
+    if (s == NULL) return;
+    CHECK_EQ(f.count, 6);
+    for (i = 0; i < 6 && i < f.count; i++) CHECK(holds(s, f.ref[i], tags[i], sizes[i]));
+    (void)put_as(s, MSG_QUEUED, 9, 0, 70, &uid);
+    CHECK(uid > f.uid[5]);
+    shut(s);
+    CHECK(memcmp(log_file(&copy)->cache + 4096, old + 4096, n - 4096) == 0);
+    CHECK_EQ(log_open(&copy, &s, &f, &err), OPCOMMS_OK);
+    CHECK_EQ(f.count, 7);
+    CHECK(holds(s, f.ref[6], 9, 70));
+    CHECK_EQ(opc__buf_be16(log_file(&copy)->cache + 10), 1);
+    CHECK_EQ(opc__buf_be16(log_file(&copy)->cache + 2048 + 10), 1);
+    log_abandon(s);
+}
+
+/* The format is fixed: tests/data/log/1.1.log was written by the first version that had it.
    LOG_FIXTURE=path writes the file anew. */
-TEST(a_log_of_format_1_0_is_still_written_byte_for_byte_and_read) {
+TEST(a_log_of_format_1_1_is_still_written_byte_for_byte_and_read) {
     const char *to = getenv("LOG_FIXTURE");
     static uint8_t want[200000];
     fd_file *file;
     opc__store *s = NULL;
-    FILE *in;
     size_t n = 0;
     int i;
     disk.rng = 1;
@@ -430,17 +543,16 @@ TEST(a_log_of_format_1_0_is_still_written_byte_for_byte_and_read) {
         CHECK(out != NULL && fwrite(file->cache, 1, file->size, out) == file->size);
         if (out != NULL) fclose(out);
     }
-    in = fopen(TEST_DATA "/log/1.0.log", "rb");
-    CHECK(in != NULL);
-    if (in == NULL) return;
-    n = fread(want, 1, sizeof want, in);
-    fclose(in);
+    n = fixture(TEST_DATA "/log/1.1.log", want, sizeof want);
     CHECK(n == file->size && memcmp(want, file->cache, n) == 0);
     fd_clear(&copy);
     (void)fd_put(&copy, "peer.log", want, n);
     CHECK_EQ(log_open(&copy, &s, &f, &err), OPCOMMS_OK);
-    CHECK_EQ(f.count, 6);
-    for (i = 0; i < 6 && i < f.count; i++) CHECK(holds(s, f.ref[i], full_tags[i], full_sizes[i]));
+    CHECK_EQ(f.count, FULL);
+    CHECK_EQ(f.wrong, 0);
+    for (i = 0; i < FULL && i < f.count; i++) {
+        CHECK(holds(s, f.ref[i], full_tags[i], full_sizes[i]));
+    }
     shut(s);
 }
 
@@ -481,8 +593,7 @@ TEST(operations_of_a_newer_minor_are_skipped_and_kept_or_refused_when_they_must_
     size_t at;
     for (type = 0; type < 256; type++) {
         uint8_t before[64];
-        if (type >= 1 && type <= 3) continue;
-        if (type == 11) continue;
+        if (type >= 1 && type <= 14) continue;
         sessions(&disk);
         append_op(&disk, type, 0x8000, 5, 8);
         at = seen.end;
@@ -501,8 +612,181 @@ TEST(operations_of_a_newer_minor_are_skipped_and_kept_or_refused_when_they_must_
         CHECK(memcmp(before, log_file(&disk)->cache + at, 64) == 0);
     }
     sessions(&disk);
-    append_op(&disk, 100, 0x10000, 5, 8);
+    append_op(&disk, 100, 0x20000, 5, 8);
     refused(&disk, OPCOMMS_E_LOG_VERSION);
+    sessions(&disk);
+    append_op(&disk, 100, 0x10000, 5, 8);
+    CHECK_EQ(log_open(&disk, &s, &f, &err), OPCOMMS_OK);
+    log_abandon(s);
+}
+
+/* What a reader of 1.0 would skip, and so lose, is in batches that it refuses; all else is not. */
+TEST(a_reader_of_format_1_0_refuses_a_log_when_and_only_when_it_holds_what_it_cannot_keep) {
+    opc__store *s;
+    uint64_t uid = 0, ref, position = 0;
+    int i, k;
+    for (i = 0; i < 6; i++) {
+        uint32_t flags = 0;
+        s = fresh(&disk);
+        ref = put(s, 1, 10, &uid);
+        flush(s);
+        if (i == 0) (void)put_as(s, MSG_QUEUED, 2, 0, 10, NULL);
+        if (i == 1) (void)put_as(s, MSG_STREAM, 2, 1, 10, NULL);
+        if (i == 2) attempt(s, uid, 1);
+        if (i == 3) CHECK_EQ(s->c->done(s, ref, uid, OPC__DONE_TAKEN, &position), OPCOMMS_OK);
+        if (i == 4) CHECK_EQ(s->c->ack(s, ref, uid, &position), OPCOMMS_OK);
+        if (i == 5) note(s, OPC__NOTE_STATE, 1, 10);
+        flush(s);
+        (void)put(s, 3, 10, NULL);
+        shut(s);
+        lr_read(&seen, log_file(&disk)->cache, log_file(&disk)->size);
+        CHECK(seen.wrong == NULL);
+        for (k = 0; k < seen.batches; k++) flags |= seen.batch[k].flags & 0xffff0000u;
+        CHECK_EQ(flags != 0, i < 4);
+        CHECK_EQ(seen.batch[seen.batches - 2].flags, 0); /* not what comes later */
+    }
+}
+
+static int bytes_of(uint64_t a, uint64_t b) { return (int)(b - a); }
+
+TEST(what_operations_need_is_what_they_take_at_most) {
+    static const uint64_t sizes[] = {0, 1, 16383, 16384, 16385, 32768, 32769, 100000};
+    opc__store *s = fresh(&disk);
+    size_t i;
+    int what;
+    for (what = 0; what < MSG_KINDS; what++) {
+        for (i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+            opc__msg_meta m;
+            uint32_t p = 0;
+            uint64_t uid = 0, ref = 0, position = 0, from;
+            int need, took;
+            CHECK_EQ(msg_data(s, 9, sizes[i], &p), OPCOMMS_OK);
+            flush(s);
+            from = s->c->end(s) + OPC__LOG_BATCH;
+            msg_meta(&m, what, 9, i + 1, sizes[i]);
+            need = (int)opc__store_need(&m);
+            CHECK_EQ(s->c->hold(s, opc__store_need(&m)), OPCOMMS_OK);
+            CHECK_EQ(s->c->commit(s, p, &m, &uid, &ref, &position), OPCOMMS_OK);
+            took = bytes_of(from, position);
+            CHECK(took <= need);
+            CHECK(what != MSG_QUEUED || took == need);
+            from = position;
+            attempt(s, uid, 1);
+            CHECK_EQ(bytes_of(from, s->c->end(s)), OPC__STORE_TRIED);
+            from = s->c->end(s);
+            CHECK_EQ(s->c->done(s, ref, uid, OPC__DONE_CANCELLED, &position), OPCOMMS_OK);
+            CHECK_EQ(bytes_of(from, position), OPC__STORE_DONE);
+            from = position;
+            CHECK_EQ(s->c->ack(s, ref, uid, &position), OPCOMMS_OK);
+            CHECK_EQ(bytes_of(from, position), OPC__STORE_ACK);
+            from = position;
+            note(s, OPC__NOTE_SEEN, 0, 77);
+            CHECK_EQ(bytes_of(from, s->c->end(s)), OPC__STORE_OP + 77);
+        }
+    }
+    shut(s);
+}
+
+/* Groups of a message, an end and a note, with other operations between, until the disk dies at
+   any write, in the middle of it too: each group is there whole or not at all. */
+TEST(what_is_held_together_is_all_there_or_none_after_any_crash) {
+    opc__log_options o = log_options(&disk);
+    uint64_t n, whole = 0, none = 0;
+    for (n = 1;; n++) {
+        opc__store *s = NULL;
+        uint64_t uid[64], rng = n;
+        int i, how, groups = 0;
+        opcomms_err rc;
+        fd_clear(&disk);
+        rc = log_open_with(&o, &s, &f, &err);
+        CHECK_EQ(rc, OPCOMMS_OK);
+        if (s == NULL) return;
+        disk.fail_at = disk.calls + n;
+        disk.fail_partly = 1;
+        disk.failed_call = -1;
+        disk.write_most = n % 3 == 0 ? 1000 : 0;
+        for (i = 0; rc == OPCOMMS_OK && i < 50; i++) {
+            uint64_t ref = 0, position = 0, len = fd_below(&rng, 30000);
+            uint8_t body[8];
+            opc__msg_meta m;
+            uint32_t p = 0;
+            rc = msg_data(s, (uint8_t)i, len, &p);
+            if (rc != OPCOMMS_OK) break;
+            msg_meta(&m, MSG_QUEUED, (uint8_t)i, 0, len);
+            do {
+                rc = s->c->hold(s, opc__store_need(&m) + 16 + OPC__STORE_DONE);
+                if (rc == OPCOMMS_E_AGAIN) rc = flush_rc(s) == OPCOMMS_OK ? rc : OPCOMMS_E_IO;
+            } while (rc == OPCOMMS_E_AGAIN);
+            if (rc != OPCOMMS_OK) {
+                s->c->abort(s, p);
+                break;
+            }
+            CHECK_EQ(s->c->commit(s, p, &m, &uid[i], &ref, &position), OPCOMMS_OK);
+            if (i > 0) {
+                CHECK_EQ(s->c->done(s, 0, uid[i - 1], OPC__DONE_DELIVERED, &position), OPCOMMS_OK);
+            }
+            opc__buf_put64(body, (uint64_t)i + 1);
+            CHECK_EQ(s->c->note(s, OPC__NOTE_STATE, body, 8, &position), OPCOMMS_OK);
+            groups++;
+            if (i % 4 == 3) rc = i % 8 == 3 ? flush_rc(s) : s->c->write(s);
+        }
+        log_abandon(s);
+        for (how = 0; how <= FD_CUTS; how++) {
+            if (how == FD_CUTS) {
+                fd_kill(&disk, &copy);
+            } else {
+                fd_cut(&disk, &copy, how % 2 ? 4096 : 512, how, &rng);
+            }
+            o.plat = &copy.plat;
+            CHECK_EQ(log_open_with(&o, &s, &f, &err), OPCOMMS_OK);
+            CHECK_EQ(f.count, f.state > 0);
+            if (f.state > 0) CHECK_EQ(f.uid[0], uid[f.state - 1]);
+            whole += f.state;
+            none += (uint64_t)groups - f.state;
+            log_abandon(s);
+            o.plat = &disk.plat;
+        }
+        if (disk.failed_call < 0) break;
+    }
+    CHECK(n > 20);
+    CHECK(whole > 300 && none > 100);
+}
+
+TEST(a_hold_is_refused_for_what_can_never_be_one_and_is_full_before_anything_is_stored) {
+    opc__log_options o = log_options(&disk);
+    opc__store *s = NULL;
+    opc__msg_meta m;
+    uint64_t uid = 0, ref = 0, position = 0, end;
+    uint32_t p = 0;
+    fd_clear(&disk);
+    o.log_bytes_max = 9000;
+    CHECK_EQ(log_open_with(&o, &s, &f, &err), OPCOMMS_OK);
+    CHECK_EQ(s->c->hold(s, 65536 - 48 + 1), OPCOMMS_E_LIMIT);
+    CHECK_EQ(s->c->hold(s, 65536 - 48), OPCOMMS_OK);
+    CHECK_EQ(msg_data(s, 1, 3000, &p), OPCOMMS_OK);
+    msg_meta(&m, MSG_QUEUED, 1, 0, 3000);
+    CHECK_EQ(s->c->hold(s, opc__store_need(&m) + 3000), OPCOMMS_OK);
+    end = s->c->end(s);
+    CHECK_EQ(s->c->commit(s, p, &m, &uid, &ref, &position), OPCOMMS_E_FULL);
+    CHECK_EQ(s->c->end(s), end);
+    CHECK_EQ(s->c->hold(s, opc__store_need(&m) + 1000), OPCOMMS_OK);
+    CHECK_EQ(s->c->commit(s, p, &m, &uid, &ref, &position), OPCOMMS_OK);
+    note(s, OPC__NOTE_STATE, 1, 900);
+    CHECK_EQ(s->c->note(s, OPC__NOTE_STATE, o.key_hash, 0, &position), OPCOMMS_OK);
+    flush(s);
+    for (p = 0; p < 3; p++) { /* the last note alone is refused, behind an end it is not */
+        uint8_t body[900];
+        memset(body, 0, sizeof body);
+        CHECK_EQ(s->c->note(s, OPC__NOTE_STATE, body, 900, &position), OPCOMMS_E_FULL);
+        CHECK_EQ(s->c->hold(s, OPC__STORE_ACK + OPC__STORE_OP + 900), OPCOMMS_OK);
+        CHECK_EQ(s->c->ack(s, ref, uid, &position), OPCOMMS_OK);
+        CHECK_EQ(s->c->note(s, OPC__NOTE_STATE, body, 900, &position), OPCOMMS_OK);
+    }
+    CHECK_EQ(s->c->note(s, 11, (const uint8_t *)"", 0, &position), OPCOMMS_E_INVAL);
+    CHECK_EQ(s->c->note(s, OPC__NOTE_OPENED, o.key_hash, 32, &position), OPCOMMS_E_INVAL);
+    CHECK_EQ(s->c->note(s, OPC__NOTE_SEEN, log_file(&disk)->cache, OPC__NOTE_MAX + 1, &position),
+             OPCOMMS_E_INVAL);
+    shut(s);
 }
 
 TEST(a_checkpoint_says_which_numbers_are_used) {
@@ -522,6 +806,8 @@ TEST(a_checkpoint_says_which_numbers_are_used) {
 TEST(a_valid_batch_that_makes_no_sense_is_refused_not_cut) {
     static const struct { unsigned type; uint64_t value; size_t body; } bad[] = {
         {1, 0, 0}, {1, 0, 83}, {1, 0, 84}, {3, 1, 7}, {3, 1, 9}, {11, UINT64_MAX, 8}, {11, 0, 0},
+        {4, 0, 84}, {4, 0, 135}, {4, 0, 136}, {5, 1, 8}, {5, 1, 17}, {6, 1, 31}, {7, 1, 33},
+        {8, 1, 15}, {12, 0, 84}, {12, 0, 107}, {12, 0, 108}, {14, 1, 39},
     };
     size_t i;
     for (i = 0; i < sizeof bad / sizeof bad[0]; i++) {
@@ -584,13 +870,11 @@ static void judge(fdisk *d, int bad) {
     if (s == NULL) return;
     for (i = 0; i < seen.msgs; i++) {
         size_t end = bad >= 0 ? seen.batch[bad].at : seen.end;
-        if (seen.msg[i].at < end && !seen.msg[i].acked) whole++;
+        if (seen.msg[i].at < end && !(seen.msg[i].acked && seen.msg[i].acked_at < end)) whole++;
     }
-    if (bad < 0) {
-        CHECK_EQ(f.count, 6);
-    } else {
-        CHECK_EQ(s->c->end(s), seen.batch[bad].at);
-        CHECK(f.count >= whole); /* an acknowledgement may be what was cut */
+    CHECK_EQ(f.count, whole);
+    if (bad >= 0) {
+        CHECK_EQ(s->c->end(s), seen.batch[bad].at + OPENED_BYTES);
         cuts++;
     }
     log_abandon(s);
@@ -618,7 +902,7 @@ TEST(a_log_cut_at_any_byte_opens_with_every_whole_batch_or_is_refused_below_the_
     for (cut = 1; cut <= seen.size; cut++) {
         opc__store *s = NULL;
         opcomms_err rc, want = OPCOMMS_OK;
-        int whole = 0, acked = 0;
+        int whole = 0;
         size_t end = 4096;
         if (cut > 8192 && cut < seen.size - 3000 && cut % 61 != 0) continue;
         fd_clear(&copy);
@@ -634,10 +918,12 @@ TEST(a_log_cut_at_any_byte_opens_with_every_whole_batch_or_is_refused_below_the_
         rc = log_open(&copy, &s, &f, &err);
         CHECK_EQ(rc, OPCOMMS_OK);
         if (rc != OPCOMMS_OK) break;
-        CHECK_EQ(s->c->end(s), end);
-        for (i = 0; i < seen.msgs; i++) whole += seen.msg[i].at < end;
-        acked = end == seen.end || batch_of(end) > batch_of(seen.msg[6].at) ? 2 : 1;
-        CHECK_EQ(f.count, whole - acked);
+        CHECK_EQ(s->c->end(s), end + OPENED_BYTES);
+        for (i = 0; i < seen.msgs; i++) {
+            const lr_msg *m = &seen.msg[i];
+            whole += m->at < end && !(m->acked && m->acked_at < end);
+        }
+        CHECK_EQ(f.count, whole);
         log_abandon(s);
     }
 }
@@ -720,7 +1006,7 @@ static void judge_blocks(fdisk *d) {
     }
     CHECK_EQ(log_open(d, &s, &f, &err), OPCOMMS_OK);
     if (s == NULL) return;
-    CHECK_EQ(s->c->end(s), bad >= 0 ? seen.batch[bad].at : seen.end);
+    CHECK_EQ(s->c->end(s), (bad >= 0 ? seen.batch[bad].at : seen.end) + OPENED_BYTES);
     cuts++;
     log_abandon(s);
 }
@@ -819,11 +1105,11 @@ TEST(a_batch_forged_inside_a_payload_never_counts) {
     CHECK_EQ(seen.msgs, 2);
     CHECK(memcmp(seen.p + at, data, 16000) == 0);
     fd_kill(&disk, &copy);
-    log_file(&copy)->cache[seen.batch[1].at + 9] ^= 1; /* a torn batch around it */
+    log_file(&copy)->cache[seen.batch[2].at + 9] ^= 1; /* a torn batch around it */
     copy.bytes_read = 0;
     CHECK_EQ(log_open(&copy, &s, &f, &err), OPCOMMS_OK);
     CHECK_EQ(f.count, 1);
-    CHECK_EQ(s->c->end(s), seen.batch[1].at);
+    CHECK_EQ(s->c->end(s), seen.batch[2].at + OPENED_BYTES);
     CHECK(copy.bytes_read < 3 * seen.size); /* forged lengths cost nothing */
     log_abandon(s);
 }
@@ -1172,9 +1458,9 @@ TEST(a_clean_close_records_that_all_is_synced) {
     shut(s);
     fd_cut(&disk, &copy, 512, FD_CUT_NOTHING, &rng);
     lr_read(&seen, log_file(&copy)->cache, log_file(&copy)->size);
-    CHECK_EQ(seen.batches, 2);
-    CHECK_EQ(seen.batch[1].flags, 1);
-    CHECK_EQ(seen.synced, seen.batch[1].at);
+    CHECK_EQ(seen.batches, 3);
+    CHECK_EQ(seen.batch[2].flags, 1);
+    CHECK_EQ(seen.synced, seen.batch[2].at);
 }
 
 /* ---- messages ---- */
@@ -1314,8 +1600,13 @@ int main(void) {
     RUN(the_directory_is_synced_again_when_the_creation_may_not_have_come_so_far);
     RUN(the_file_can_be_read_from_the_manual_alone);
     RUN(what_the_library_finds_is_what_the_manual_says_is_there);
-    RUN(a_log_of_format_1_0_is_still_written_byte_for_byte_and_read);
+    RUN(a_log_of_format_1_0_is_still_read_and_is_of_1_1_from_then_on);
+    RUN(a_log_of_format_1_1_is_still_written_byte_for_byte_and_read);
     RUN(operations_of_a_newer_minor_are_skipped_and_kept_or_refused_when_they_must_be_known);
+    RUN(a_reader_of_format_1_0_refuses_a_log_when_and_only_when_it_holds_what_it_cannot_keep);
+    RUN(what_operations_need_is_what_they_take_at_most);
+    RUN(what_is_held_together_is_all_there_or_none_after_any_crash);
+    RUN(a_hold_is_refused_for_what_can_never_be_one_and_is_full_before_anything_is_stored);
     RUN(a_checkpoint_says_which_numbers_are_used);
     RUN(a_valid_batch_that_makes_no_sense_is_refused_not_cut);
     RUN(a_message_whose_head_is_wrong_is_refused_and_nothing_is_changed);

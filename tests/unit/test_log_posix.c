@@ -21,6 +21,7 @@ static opcomms_err on_found(void *user, uint64_t uid, uint64_t ref, const opc__m
 
 static opcomms_err open_path(const char *at, opc__store **out) {
     opc__log_options o;
+    opc__store_owner owner;
     memset(&o, 0, sizeof o);
     memset(&err, 0, sizeof err);
     count = 0;
@@ -31,7 +32,10 @@ static opcomms_err open_path(const char *at, opc__store **out) {
     o.puts_max = 4;
     o.ahead_bytes = OPC__LOG_AHEAD;
     o.log_bytes_max = 1 << 26;
-    return opc__log_open(&o, on_found, NULL, out, &err);
+    memset(&owner, 0, sizeof owner);
+    owner.found = on_found;
+    o.owner = &owner;
+    return opc__log_open(&o, out, &err);
 }
 
 static void put(opc__store *s) {

@@ -73,7 +73,7 @@ static int intact(int i, const uint8_t *p, size_t size) {
     uint32_t k;
     if (!same(p, size, m->at, 8 + (size_t)lr_int(old + m->at + 4, 4))) return 0;
     for (k = 0; k < m->frags; k++) {
-        size_t at = (size_t)lr_int(m->body + 84 + 8 * k, 8);
+        size_t at = (size_t)lr_int(m->body + m->fixed + 8 * k, 8);
         if (!same(p, size, at, 8 + (size_t)lr_int(old + at + 4, 4))) return 0;
     }
     return 1;
@@ -260,10 +260,10 @@ TEST(messages_are_had_from_a_batch_of_many_of_which_one_bit_is_wrong) {
     CHECK_EQ(flush_rc(s), OPCOMMS_OK);
     CHECK_EQ(s->c->close(s), OPCOMMS_OK);
     lr_read(&seen, log_of(&disk)->cache, log_of(&disk)->size);
-    CHECK_EQ(seen.batches, 2);
+    CHECK_EQ(seen.batches, 3);
     copy(&size)[seen.msg[40].at + 200] ^= 4;
     CHECK_EQ(verdict(&spoilt, &r), OPCOMMS_E_LOG_DAMAGED);
-    CHECK_EQ(r.bad_at, OPC__LOG_HEADER);
+    CHECK_EQ(r.bad_at, seen.batch[1].at);
     CHECK_EQ(salvage(&spoilt, &r), OPCOMMS_OK);
     CHECK_EQ(r.unread, 99);
     CHECK_EQ(r.salvaged, 99);
@@ -294,7 +294,7 @@ TEST(what_a_payload_contains_is_never_taken_for_a_message) {
     m.bytes = sizeof evil;
     CHECK_EQ(s->c->commit(s, put, &m, &uid, &ref, &position), OPCOMMS_OK);
     CHECK_EQ(s->c->close(s), OPCOMMS_OK);
-    copy(&size)[OPC__LOG_HEADER + 12] ^= 1;
+    copy(&size)[OPC__LOG_HEADER + 96 + 12] ^= 1; /* behind the note of the opening */
     CHECK_EQ(salvage(&spoilt, &r), OPCOMMS_OK);
     CHECK_EQ(r.unread, 1);
     CHECK_EQ(r.salvaged, 1);
@@ -339,10 +339,10 @@ TEST(what_exists_is_in_use_or_is_newer_is_refused) {
     {
         uint8_t *p = copy(&size), *slot = p;
         if (lr_int(p + 2048 + 16, 8) > lr_int(p + 16, 8)) slot = p + 2048;
-        slot[11] = 1; /* minor version */
+        slot[11] = 2; /* minor version */
         opc__buf_put32(slot + 508, opc__crc32c(0, slot, 508));
         CHECK_EQ(verdict(&spoilt, &r), OPCOMMS_OK);
-        CHECK_EQ(r.minor, 1);
+        CHECK_EQ(r.minor, 2);
         CHECK_EQ(salvage(&spoilt, &r), OPCOMMS_E_LOG_VERSION);
         memset(p, 0xff, 4096);
         CHECK_EQ(salvage(&spoilt, &r), OPCOMMS_E_LOG_DAMAGED);
