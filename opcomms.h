@@ -20,7 +20,7 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
      L1  posix plat thread              operating system
      L2  frame json bytes render fetch shape tarpc yaml der   codecs
      L2  key cert seal tls store ram log look native          keys, TLS, storage, own protocol
-     L3  id allow route settings limit conn mailbox node run  the peer
+     L3  id allow route settings limit numbers conn items mailbox outbox peer flow node run
      L4  pub-access pub-key pub-log pub-settings pub          public functions
 
 1  USE
@@ -12273,25 +12273,308 @@ OPC__FN void opc__conn_end(opc__conn *c) {
     }
 }
 
+/* >>items ==== L3 ==== every message a peer remembers: one table of places, found by number */
+
+#define OPC__ITEMS_NONE 0xffffffffu
+#define OPC__ITEMS_PIECE 256u /* elements added to a table at once */
+#define OPC__ITEMS_BYTES_MAX 0x0fffffffu
+#define OPC__ITEMS_BOX_MAX 0x000fffffu
+
+/* One message that is not over: 56 bytes, and 4 for its share of the hash table. The payload and
+   the rest of its description lie in the store. Its lists belong to >>mailbox and >>outbox. */
+typedef struct opc__entry {
+    uint64_t uid;      /* 0: free */
+    uint64_t ref[2];   /* its place in the store: opc__items_ref; and the one to come */
+    uint64_t position; /* visible once the store has got this far; for DEAD and with a term see
+                          >>outbox */
+    uint32_t bytes : 28; /* or OPC__ITEMS_BYTES_MAX: so many or more; the store knows */
+    uint32_t out : 1;    /* IN: handed out to the program */
+    uint32_t side : 1;   /* which ref was told last */
+    uint32_t term : 1;   /* OUT: `position` is the index of its opc__term */
+    uint32_t spare : 1;
+    uint32_t box : 20; /* IN: of the mailbox; OUT: its destination; DEAD: the error, negated */
+    uint32_t kind : 2; /* OPC__KIND_ */
+    uint32_t level : 2; /* OUT: the acknowledgement asked for */
+    uint32_t tried : 2; /* OUT, DEAD: OPC__TRIED_ */
+    uint32_t more : 6;
+    uint32_t next; /* in its list, oldest first; or in the free list */
+    uint32_t prev;
+    uint32_t hash_next;
+    uint32_t who; /* IN: the sender; OUT and DEAD: attempts so far << 16 | era */
+} opc__entry;
+OPC__STATIC_ASSERT(entry_size, sizeof(opc__entry) == 56);
+
+/* A table that grows without moving what is in it, so that no call copies much. */
+typedef struct opc__pieces {
+    void **piece;
+    uint32_t count;
+    uint32_t cap;
+    uint32_t bytes; /* of an element */
+} opc__pieces;
+
+typedef struct opc__items {
+    opc__mem *mem;
+    opc__pieces entries; /* opc__entry */
+    opc__pieces buckets; /* uint32_t; as many as there are entries */
+    uint32_t split;      /* buckets in use, see opc__items_bucket */
+    uint32_t free;
+    uint32_t free_count;
+    uint32_t count;
+    uint32_t moved; /* entries with a place to come */
+    uint32_t side;  /* which ref counts now */
+} opc__items;
+
+/* Doubles a table; NULL: out of memory or at its limit, and nothing has changed. */
+OPC__FN void *opc__items_grow(opc__mem *mem, void *old, uint32_t *cap, uint32_t max,
+                              size_t bytes) {
+    uint32_t fresh_cap = *cap == 0 ? 16 : (*cap > max / 2 ? max : *cap * 2);
+    void *fresh;
+    if (fresh_cap > max) fresh_cap = max;
+    if (fresh_cap <= *cap) return NULL;
+    fresh = opc__mem_array(mem, fresh_cap, bytes);
+    if (fresh == NULL) return NULL;
+    if (*cap > 0) memcpy(fresh, old, (size_t)*cap * bytes);
+    opc__mem_free(mem, old, (size_t)*cap * bytes);
+    *cap = fresh_cap;
+    return fresh;
+}
+
+/* One piece more, zeroed; 0: out of memory. */
+OPC__FN int opc__pieces_more(opc__pieces *t, opc__mem *mem) {
+    void *p;
+    if (t->count == t->cap) {
+        p = opc__items_grow(mem, t->piece, &t->cap, OPC__ITEMS_NONE / OPC__ITEMS_PIECE,
+                            sizeof *t->piece);
+        if (p == NULL) return 0;
+        t->piece = (void **)p;
+    }
+    p = opc__mem_array(mem, OPC__ITEMS_PIECE, t->bytes);
+    if (p == NULL) return 0;
+    t->piece[t->count++] = p;
+    return 1;
+}
+
+OPC__FN void opc__pieces_free(opc__pieces *t, opc__mem *mem) {
+    uint32_t i;
+    for (i = 0; i < t->count; i++) {
+        opc__mem_free(mem, t->piece[i], (size_t)OPC__ITEMS_PIECE * t->bytes);
+    }
+    opc__mem_free(mem, t->piece, (size_t)t->cap * sizeof *t->piece);
+    t->piece = NULL;
+    t->count = 0;
+    t->cap = 0;
+}
+
+OPC__FN void *opc__pieces_at(const opc__pieces *t, uint32_t i) {
+    OPCOMMS_ASSERT(i / OPC__ITEMS_PIECE < t->count);
+    return (uint8_t *)t->piece[i / OPC__ITEMS_PIECE] + (size_t)(i % OPC__ITEMS_PIECE) * t->bytes;
+}
+
+OPC__FN void opc__items_init(opc__items *t, opc__mem *mem) {
+    memset(t, 0, sizeof *t);
+    t->mem = mem;
+    t->entries.bytes = sizeof(opc__entry);
+    t->buckets.bytes = sizeof(uint32_t);
+    t->free = OPC__ITEMS_NONE;
+}
+
+OPC__FN void opc__items_free(opc__items *t) {
+    if (t->mem == NULL) return;
+    opc__pieces_free(&t->entries, t->mem);
+    opc__pieces_free(&t->buckets, t->mem);
+    memset(t, 0, sizeof *t);
+}
+
+/* Stays where it is until it is removed. */
+OPC__FN opc__entry *opc__items_at(const opc__items *t, uint32_t i) {
+    return (opc__entry *)opc__pieces_at(&t->entries, i);
+}
+
+OPC__FN uint64_t opc__items_ref(const opc__items *t, uint32_t i) {
+    const opc__entry *e = opc__items_at(t, i);
+    OPCOMMS_ASSERT(e->uid != 0);
+    return e->ref[t->side];
+}
+
+/* Linear hashing (Litwin 1980): the table grows by one bucket at a time, each new one taking what
+   is its own from one old one, so that no call rehashes everything. */
+OPC__FN uint32_t *opc__items_bucket(const opc__items *t, uint64_t uid, uint32_t split) {
+    uint32_t h = (uint32_t)((uid * 0x9e3779b97f4a7c15u) >> 32), mask = split - 1;
+    OPCOMMS_ASSERT(split > 0);
+    mask |= mask >> 1;
+    mask |= mask >> 2;
+    mask |= mask >> 4;
+    mask |= mask >> 8;
+    mask |= mask >> 16;
+    h &= mask;
+    if (h >= split) h &= mask >> 1;
+    return (uint32_t *)opc__pieces_at(&t->buckets, h);
+}
+
+OPC__FN void opc__items_split(opc__items *t) {
+    uint32_t to = t->split, from = to, *fresh, *old, i;
+    while (from & (from - 1)) from &= from - 1; /* the highest bit of `to` */
+    from = to - from;
+    fresh = (uint32_t *)opc__pieces_at(&t->buckets, to);
+    *fresh = OPC__ITEMS_NONE;
+    t->split = to + 1;
+    if (to == 0) return;
+    old = (uint32_t *)opc__pieces_at(&t->buckets, from);
+    i = *old;
+    *old = OPC__ITEMS_NONE;
+    while (i != OPC__ITEMS_NONE) {
+        opc__entry *e = opc__items_at(t, i);
+        uint32_t next = e->hash_next, *bucket = opc__items_bucket(t, e->uid, t->split);
+        OPCOMMS_ASSERT(bucket == old || bucket == fresh);
+        e->hash_next = *bucket;
+        *bucket = i;
+        i = next;
+    }
+}
+
+/* Makes sure that n more can be added; OPCOMMS_E_NOMEM. */
+OPC__FN opcomms_err opc__items_reserve(opc__items *t, uint32_t n) {
+    while (t->free_count < n) {
+        uint32_t first = t->buckets.count * OPC__ITEMS_PIECE, i;
+        if (t->entries.count == t->buckets.count && !opc__pieces_more(&t->entries, t->mem)) {
+            return OPCOMMS_E_NOMEM;
+        }
+        if (!opc__pieces_more(&t->buckets, t->mem)) return OPCOMMS_E_NOMEM;
+        for (i = first + OPC__ITEMS_PIECE; i > first; i--) {
+            opc__items_at(t, i - 1)->next = t->free;
+            t->free = i - 1;
+        }
+        t->free_count += OPC__ITEMS_PIECE;
+        for (i = 0; i < OPC__ITEMS_PIECE; i++) opc__items_split(t);
+    }
+    return OPCOMMS_OK;
+}
+
+/* The index of the message with this number, or OPC__ITEMS_NONE. */
+OPC__FN uint32_t opc__items_find(const opc__items *t, uint64_t uid) {
+    uint32_t i;
+    if (t->split == 0 || uid == 0) return OPC__ITEMS_NONE;
+    i = *opc__items_bucket(t, uid, t->split);
+    while (i != OPC__ITEMS_NONE) {
+        const opc__entry *e = opc__items_at(t, i);
+        if (e->uid == uid) return i;
+        i = e->hash_next;
+    }
+    return OPC__ITEMS_NONE;
+}
+
+/* After opc__items_reserve this cannot fail. The number is not in the table yet. */
+OPC__FN uint32_t opc__items_add(opc__items *t, unsigned kind, uint64_t uid, uint64_t ref,
+                                uint64_t position, uint64_t bytes) {
+    uint32_t i = t->free, *bucket;
+    opc__entry *e;
+    OPCOMMS_ASSERT(i != OPC__ITEMS_NONE);
+    OPCOMMS_ASSERT(uid != 0);
+    e = opc__items_at(t, i);
+    t->free = e->next;
+    t->free_count--;
+    memset(e, 0, sizeof *e);
+    e->uid = uid;
+    e->ref[t->side] = ref;
+    e->side = t->side & 1u;
+    e->position = position;
+    e->bytes = (bytes < OPC__ITEMS_BYTES_MAX ? (uint32_t)bytes : OPC__ITEMS_BYTES_MAX) &
+               OPC__ITEMS_BYTES_MAX;
+    e->kind = kind & 3u;
+    e->next = OPC__ITEMS_NONE;
+    e->prev = OPC__ITEMS_NONE;
+    bucket = opc__items_bucket(t, uid, t->split);
+    e->hash_next = *bucket;
+    *bucket = i;
+    t->count++;
+    return i;
+}
+
+/* Whoever has it in a list has taken it out. */
+OPC__FN void opc__items_remove(opc__items *t, uint32_t i) {
+    opc__entry *e = opc__items_at(t, i);
+    uint32_t *link;
+    OPCOMMS_ASSERT(e->uid != 0);
+    OPCOMMS_ASSERT(t->count > 0);
+    link = opc__items_bucket(t, e->uid, t->split);
+    while (*link != i) link = &opc__items_at(t, *link)->hash_next;
+    *link = e->hash_next;
+    if (e->side != t->side) t->moved--;
+    e->uid = 0;
+    e->next = t->free;
+    t->free = i;
+    t->free_count++;
+    t->count--;
+}
+
+/* The end of a list: the new one stands behind what was last. */
+OPC__FN void opc__items_append(opc__items *t, uint32_t *first, uint32_t *last, uint32_t i) {
+    opc__entry *e = opc__items_at(t, i);
+    e->next = OPC__ITEMS_NONE;
+    e->prev = *last;
+    if (*last == OPC__ITEMS_NONE) {
+        *first = i;
+    } else {
+        opc__items_at(t, *last)->next = i;
+    }
+    *last = i;
+}
+
+OPC__FN void opc__items_unlink(opc__items *t, uint32_t *first, uint32_t *last, uint32_t i) {
+    opc__entry *e = opc__items_at(t, i);
+    if (e->prev == OPC__ITEMS_NONE) {
+        OPCOMMS_ASSERT(*first == i);
+        *first = e->next;
+    } else {
+        opc__items_at(t, e->prev)->next = e->next;
+    }
+    if (e->next == OPC__ITEMS_NONE) {
+        OPCOMMS_ASSERT(*last == i);
+        *last = e->prev;
+    } else {
+        opc__items_at(t, e->next)->prev = e->prev;
+    }
+    e->next = OPC__ITEMS_NONE;
+    e->prev = OPC__ITEMS_NONE;
+}
+
+/* ---- compaction: what a store asks its owner, see opc__store_owner ---- */
+
+OPC__FN int opc__items_live(const opc__items *t, uint64_t uid) {
+    return opc__items_find(t, uid) != OPC__ITEMS_NONE;
+}
+
+OPC__FN void opc__items_moved(opc__items *t, uint64_t uid, uint64_t ref) {
+    uint32_t i = opc__items_find(t, uid);
+    opc__entry *e;
+    if (i == OPC__ITEMS_NONE) return; /* over since it was copied */
+    e = opc__items_at(t, i);
+    if (e->side == t->side) t->moved++;
+    e->side = !t->side;
+    e->ref[e->side] = ref;
+}
+
+/* Switching takes no time, however many there are; giving up walks over all of them. */
+OPC__FN void opc__items_switched(opc__items *t, int done) {
+    uint32_t i, n = t->buckets.count * OPC__ITEMS_PIECE;
+    if (done) {
+        OPCOMMS_ASSERT(t->moved == t->count);
+        t->side = !t->side;
+    } else {
+        for (i = 0; i < n && t->moved > 0; i++) {
+            opc__entry *e = opc__items_at(t, i);
+            if (e->uid == 0 || e->side == t->side) continue;
+            e->side = t->side & 1u;
+            t->moved--;
+        }
+    }
+    t->moved = 0;
+}
+
 /* >>mailbox ==== L3 ==== unread messages by destination: who waits where, in which order */
 
-#define OPC__MAILBOX_NONE 0xffffffffu
+#define OPC__MAILBOX_NONE OPC__ITEMS_NONE
 #define OPC__MAILBOX_BUCKETS 256u
-
-/* One unread message: 56 bytes. The payload and the rest of its description lie in the store. */
-typedef struct opc__entry {
-    uint64_t uid;
-    uint64_t ref;
-    uint64_t position; /* visible once the store has got this far */
-    uint64_t bytes;
-    uint32_t next; /* in its box, oldest first; or in the free list */
-    uint32_t prev;
-    uint32_t box;
-    uint32_t sender;
-    uint32_t out; /* handed out to the program */
-    uint32_t reserved;
-} opc__entry;
-OPC__STATIC_ASSERT(entry_size, sizeof(opc__entry) <= 64);
 
 /* Unread messages of one sender in one box, for the depth limit. */
 typedef struct opc__sender {
@@ -12320,11 +12603,9 @@ typedef struct opc__mailbox {
     uint32_t boxes_count;
     uint32_t foreign_count;
     uint32_t foreign_max;
-    opc__entry *entries;
-    uint32_t entries_cap;
+    opc__items *items;
     uint32_t entries_max;
-    uint32_t entries_free;
-    uint32_t count;
+    uint32_t count; /* unread in all */
     opc__sender *senders;
     uint32_t senders_cap;
     uint32_t senders_free;
@@ -12332,17 +12613,18 @@ typedef struct opc__mailbox {
     uint32_t depth_max;
 } opc__mailbox;
 
-OPC__FN void opc__mailbox_init(opc__mailbox *m, opc__mem *mem, const uint8_t own_hash[32],
-                               uint32_t messages_max, uint32_t depth_max, uint32_t foreign_max) {
+OPC__FN void opc__mailbox_init(opc__mailbox *m, opc__mem *mem, opc__items *items,
+                               const uint8_t own_hash[32], uint32_t messages_max,
+                               uint32_t depth_max, uint32_t foreign_max) {
     size_t i;
     memset(m, 0, sizeof *m);
     m->mem = mem;
+    m->items = items;
     memcpy(m->own_hash, own_hash, 32);
     opc__str_hash_write(own_hash, m->own_text);
     m->entries_max = messages_max;
     m->depth_max = depth_max;
     m->foreign_max = foreign_max;
-    m->entries_free = OPC__MAILBOX_NONE;
     m->senders_free = OPC__MAILBOX_NONE;
     for (i = 0; i < OPC__MAILBOX_BUCKETS; i++) m->sender_bucket[i] = OPC__MAILBOX_NONE;
 }
@@ -12354,24 +12636,8 @@ OPC__FN void opc__mailbox_free(opc__mailbox *m) {
         opc__mem_free(m->mem, m->boxes[i].dest, m->boxes[i].dest_len + 1u);
     }
     opc__mem_free(m->mem, m->boxes, (size_t)m->boxes_cap * sizeof *m->boxes);
-    opc__mem_free(m->mem, m->entries, (size_t)m->entries_cap * sizeof *m->entries);
     opc__mem_free(m->mem, m->senders, (size_t)m->senders_cap * sizeof *m->senders);
     memset(m, 0, sizeof *m);
-}
-
-/* Doubles a table; NULL: out of memory or at its limit, and nothing has changed. */
-OPC__FN void *opc__mailbox_grow(opc__mem *mem, void *old, uint32_t *cap, uint32_t max,
-                                size_t bytes) {
-    uint32_t fresh_cap = *cap == 0 ? 16 : (*cap > max / 2 ? max : *cap * 2);
-    void *fresh;
-    if (fresh_cap > max) fresh_cap = max;
-    if (fresh_cap <= *cap) return NULL;
-    fresh = opc__mem_array(mem, fresh_cap, bytes);
-    if (fresh == NULL) return NULL;
-    if (*cap > 0) memcpy(fresh, old, (size_t)*cap * bytes);
-    opc__mem_free(mem, old, (size_t)*cap * bytes);
-    *cap = fresh_cap;
-    return fresh;
 }
 
 OPC__FN int opc__mailbox_is_own(const opc__mailbox *m, const uint8_t *dest, uint32_t len) {
@@ -12422,7 +12688,8 @@ OPC__FN opcomms_err opc__mailbox_open(opc__mailbox *m, const uint8_t *dest, uint
         return opc__mailbox_reuse(m, dest, len, id, out);
     }
     if (m->boxes_count == m->boxes_cap) {
-        void *p = opc__mailbox_grow(m->mem, m->boxes, &m->boxes_cap, 0x100000u, sizeof *m->boxes);
+        void *p = opc__items_grow(m->mem, m->boxes, &m->boxes_cap, OPC__ITEMS_BOX_MAX,
+                                  sizeof *m->boxes);
         if (p == NULL) return OPCOMMS_E_NOMEM;
         m->boxes = (opc__box *)p;
     }
@@ -12461,8 +12728,8 @@ OPC__FN uint32_t opc__mailbox_sender_add(opc__mailbox *m, const uint8_t hash[32]
     if (i != OPC__MAILBOX_NONE) return i;
     if (m->senders_free == OPC__MAILBOX_NONE) {
         uint32_t old = m->senders_cap;
-        void *p = opc__mailbox_grow(m->mem, m->senders, &m->senders_cap, m->entries_max,
-                                    sizeof *m->senders);
+        void *p = opc__items_grow(m->mem, m->senders, &m->senders_cap, m->entries_max,
+                                  sizeof *m->senders);
         if (p == NULL) return OPC__MAILBOX_NONE;
         m->senders = (opc__sender *)p;
         for (i = m->senders_cap; i > old; i--) {
@@ -12498,17 +12765,7 @@ OPC__FN opcomms_err opc__mailbox_reserve(opc__mailbox *m, uint32_t box, const ui
     OPCOMMS_ASSERT(box < m->boxes_count);
     if (m->count >= m->entries_max) return OPCOMMS_E_FULL;
     if (s != OPC__MAILBOX_NONE && m->senders[s].count >= m->depth_max) return OPCOMMS_E_FULL;
-    if (m->entries_free == OPC__MAILBOX_NONE) {
-        uint32_t old = m->entries_cap, i;
-        void *p = opc__mailbox_grow(m->mem, m->entries, &m->entries_cap, m->entries_max,
-                                    sizeof *m->entries);
-        if (p == NULL) return OPCOMMS_E_NOMEM;
-        m->entries = (opc__entry *)p;
-        for (i = m->entries_cap; i > old; i--) {
-            m->entries[i - 1].next = m->entries_free;
-            m->entries_free = i - 1;
-        }
-    }
+    if (opc__items_reserve(m->items, 1) != OPCOMMS_OK) return OPCOMMS_E_NOMEM;
     s = opc__mailbox_sender_add(m, from, box);
     if (s == OPC__MAILBOX_NONE) return OPCOMMS_E_NOMEM;
     if (m->senders[s].count == 0) opc__mailbox_sender_drop(m, s); /* only the space was wanted */
@@ -12518,55 +12775,31 @@ OPC__FN opcomms_err opc__mailbox_reserve(opc__mailbox *m, uint32_t box, const ui
 /* After opc__mailbox_reserve with the same arguments this cannot fail. */
 OPC__FN void opc__mailbox_add(opc__mailbox *m, uint32_t box, const uint8_t from[32], uint64_t uid,
                               uint64_t ref, uint64_t position, uint64_t bytes) {
-    uint32_t i = m->entries_free;
     uint32_t s = opc__mailbox_sender_add(m, from, box);
+    uint32_t i = opc__items_add(m->items, OPC__KIND_IN, uid, ref, position, bytes);
     opc__box *b = &m->boxes[box];
-    opc__entry *e;
-    OPCOMMS_ASSERT(i != OPC__MAILBOX_NONE);
+    opc__entry *e = opc__items_at(m->items, i);
     OPCOMMS_ASSERT(s != OPC__MAILBOX_NONE);
-    e = &m->entries[i];
-    m->entries_free = e->next;
-    memset(e, 0, sizeof *e);
-    e->uid = uid;
-    e->ref = ref;
-    e->position = position;
-    e->bytes = bytes;
-    e->box = box;
-    e->sender = s;
-    e->next = OPC__MAILBOX_NONE;
-    e->prev = b->last;
-    if (b->last == OPC__MAILBOX_NONE) {
-        b->first = i;
-    } else {
-        m->entries[b->last].next = i;
-    }
-    b->last = i;
+    OPCOMMS_ASSERT(box < m->boxes_count);
+    e->box = box & OPC__ITEMS_BOX_MAX;
+    e->who = s;
+    opc__items_append(m->items, &b->first, &b->last, i);
     b->count++;
     m->senders[s].count++;
     m->count++;
 }
 
 OPC__FN void opc__mailbox_remove(opc__mailbox *m, uint32_t i) {
-    opc__entry *e = &m->entries[i];
+    opc__entry *e = opc__items_at(m->items, i);
     opc__box *b = &m->boxes[e->box];
+    OPCOMMS_ASSERT(e->kind == OPC__KIND_IN);
     OPCOMMS_ASSERT(b->count > 0);
-    OPCOMMS_ASSERT(m->senders[e->sender].count > 0);
-    if (e->prev == OPC__MAILBOX_NONE) {
-        b->first = e->next;
-    } else {
-        m->entries[e->prev].next = e->next;
-    }
-    if (e->next == OPC__MAILBOX_NONE) {
-        b->last = e->prev;
-    } else {
-        m->entries[e->next].prev = e->prev;
-    }
+    OPCOMMS_ASSERT(m->senders[e->who].count > 0);
+    opc__items_unlink(m->items, &b->first, &b->last, i);
     b->count--;
     m->count--;
-    if (--m->senders[e->sender].count == 0) opc__mailbox_sender_drop(m, e->sender);
-    e->uid = 0;
-    e->next = m->entries_free;
-    m->entries_free = i;
+    if (--m->senders[e->who].count == 0) opc__mailbox_sender_drop(m, e->who);
+    opc__items_remove(m->items, i);
 }
 
 /* The oldest visible message of a box; with `skip_out` one that is not handed out already. */
@@ -12574,26 +12807,26 @@ OPC__FN uint32_t opc__mailbox_oldest(const opc__mailbox *m, uint32_t box, uint64
                                      int skip_out) {
     uint32_t i;
     if (box == OPC__MAILBOX_NONE) return OPC__MAILBOX_NONE;
-    for (i = m->boxes[box].first; i != OPC__MAILBOX_NONE; i = m->entries[i].next) {
-        if (m->entries[i].position > visible) return OPC__MAILBOX_NONE;
-        if (!skip_out || !m->entries[i].out) return i;
+    for (i = m->boxes[box].first; i != OPC__MAILBOX_NONE;) {
+        const opc__entry *e = opc__items_at(m->items, i);
+        if (e->position > visible) return OPC__MAILBOX_NONE;
+        if (!skip_out || !e->out) return i;
+        i = e->next;
     }
     return OPC__MAILBOX_NONE;
 }
 
-/* The visible message with this number; numbers ascend within a box. */
+/* The visible message with this number in this box. */
 OPC__FN uint32_t opc__mailbox_by_uid(const opc__mailbox *m, uint32_t box, uint64_t visible,
                                      uint64_t uid) {
-    uint32_t i;
-    if (box == OPC__MAILBOX_NONE || m->boxes[box].last == OPC__MAILBOX_NONE) {
+    uint32_t i = opc__items_find(m->items, uid);
+    const opc__entry *e;
+    if (i == OPC__ITEMS_NONE) return OPC__MAILBOX_NONE;
+    e = opc__items_at(m->items, i);
+    if (e->kind != OPC__KIND_IN || e->box != box || e->position > visible) {
         return OPC__MAILBOX_NONE;
     }
-    if (uid > m->entries[m->boxes[box].last].uid) return OPC__MAILBOX_NONE;
-    for (i = m->boxes[box].first; i != OPC__MAILBOX_NONE; i = m->entries[i].next) {
-        if (m->entries[i].uid == uid && m->entries[i].position <= visible) return i;
-        if (m->entries[i].uid >= uid) break;
-    }
-    return OPC__MAILBOX_NONE;
+    return i;
 }
 
 /* >>peer ==== L3 ==== what a peer is made of; its log lines; when its store writes and syncs */
@@ -12676,7 +12909,6 @@ struct opcomms_message {
     uint32_t entry;
     int used;
     uint64_t uid;
-    uint64_t ref;
     uint64_t bytes;
     uint32_t flags;
     opcomms_identifier from;
@@ -12702,6 +12934,7 @@ struct opcomms_peer {
     uint64_t allow_seen;
     int allow_watched;
     opc__store *store;
+    opc__items items;
     opc__mailbox mailbox;
     uint32_t own_box;
     uint64_t visible;
@@ -13044,7 +13277,7 @@ OPC__FN opcomms_err opc__node_get(opcomms_peer *p, uint32_t box, opc__reply *rep
     opcomms_err rc;
     reply->kind = OPC__RES_GET;
     if (i == OPC__MAILBOX_NONE) return OPCOMMS_OK;
-    rc = p->store->c->meta(p->store, p->mailbox.entries[i].ref, &meta, dest, NULL);
+    rc = p->store->c->meta(p->store, opc__items_ref(&p->items, i), &meta, dest, NULL);
     if (rc != OPCOMMS_OK) {
         opc__node_say(p, OPCOMMS_LOG_ERROR, "a stored message cannot be read: ",
                       opc__err_text(rc));
@@ -13052,7 +13285,7 @@ OPC__FN opcomms_err opc__node_get(opcomms_peer *p, uint32_t box, opc__reply *rep
         return OPCOMMS_OK;
     }
     reply->flag = 1;
-    reply->ref = p->mailbox.entries[i].ref;
+    reply->ref = opc__items_ref(&p->items, i);
     reply->uid = meta.uid;
     reply->bytes = meta.bytes;
     reply->wire_bytes = meta.wire_bytes;
@@ -13064,8 +13297,8 @@ OPC__FN opcomms_err opc__node_get(opcomms_peer *p, uint32_t box, opc__reply *rep
 
 /* Removes entry i from store and mailbox. */
 OPC__FN opcomms_err opc__node_consume(opcomms_peer *p, uint32_t i, uint64_t *position) {
-    opc__entry *e = &p->mailbox.entries[i];
-    opcomms_err rc = p->store->c->ack(p->store, e->ref, e->uid, position);
+    opcomms_err rc = p->store->c->ack(p->store, opc__items_ref(&p->items, i),
+                                      opc__items_at(&p->items, i)->uid, position);
     if (rc != OPCOMMS_OK) return rc;
     opc__mailbox_remove(&p->mailbox, i);
     return OPCOMMS_OK;
@@ -15159,6 +15392,7 @@ OPC__FN void opc__pub_destroy(opcomms_peer *p) {
     uint32_t n = p->cfg.connections_max;
     (void)opc__pub_close(p); /* reported by opcomms_stop; free has no way to */
     opc__mailbox_free(&p->mailbox);
+    opc__items_free(&p->items);
     if (p->wake_ready) p->plat->wake_close(p->plat->user, p->wake);
     opc__mem_free(&p->mem, p->slots, (size_t)n * sizeof *p->slots);
     opc__mem_free(&p->mem, p->links, (size_t)n * sizeof *p->links);
@@ -15204,8 +15438,9 @@ OPC__FN opcomms_err opc__pub_open(opcomms_peer *p, opcomms_error *err) {
     if (rc != OPCOMMS_OK) return opc__err_set(err, OPCOMMS_E_RANDOM, 0, NULL);
     rc = opc__pub_listen(p, err); /* first: a port in use must not touch the log */
     if (rc != OPCOMMS_OK) return rc;
-    opc__mailbox_init(&p->mailbox, &p->mem, p->hash, p->cfg.messages_max, p->cfg.queue_depth_max,
-                      p->cfg.mailboxes_max);
+    opc__items_init(&p->items, &p->mem);
+    opc__mailbox_init(&p->mailbox, &p->mem, &p->items, p->hash, p->cfg.messages_max,
+                      p->cfg.queue_depth_max, p->cfg.mailboxes_max);
     rc = opc__pub_open_store(p, err);
     if (rc != OPCOMMS_OK) return rc;
     rc = opc__mailbox_open(&p->mailbox, (const uint8_t *)p->hash_text, 64, 0, &p->own_box);
@@ -15439,8 +15674,8 @@ OPC__FN opcomms_err opc__pub_copy(opcomms_peer *p, uint32_t i, uint8_t *buf, siz
     size_t at = 0;
     while (at < len) {
         size_t got = 0;
-        opcomms_err rc =
-            p->store->c->read(p->store, p->mailbox.entries[i].ref, at, buf + at, len - at, &got);
+        opcomms_err rc = p->store->c->read(p->store, opc__items_ref(&p->items, i), at, buf + at,
+                                           len - at, &got);
         if (rc != OPCOMMS_OK) return rc;
         if (got == 0) return OPCOMMS_E_LOG_DAMAGED;
         at += got;
@@ -15462,12 +15697,12 @@ OPC__FN int opc__pub_flush(opcomms_peer *p) {
 /* Acknowledges and writes the acknowledgement, so that it survives the end of this process. When
    both buffers of the store are full, waits for the flush under way. */
 OPC__FN opcomms_err opc__pub_consume(opcomms_peer *p, uint32_t i) {
-    uint64_t position = 0, uid = p->mailbox.entries[i].uid;
+    uint64_t position = 0, uid = opc__items_at(&p->items, i)->uid;
     opcomms_err rc = opc__node_consume(p, i, &position);
     while (rc == OPCOMMS_E_AGAIN) {
         if (!opc__pub_flush(p) && p->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
         if (p->store == NULL) return OPCOMMS_E_CLOSED;
-        if (p->mailbox.entries[i].uid != uid) return OPCOMMS_OK; /* consumed meanwhile */
+        if (opc__items_find(&p->items, uid) != i) return OPCOMMS_OK; /* consumed meanwhile */
         rc = opc__node_consume(p, i, &position);
     }
     if (rc == OPCOMMS_OK) rc = p->store->c->write(p->store);
@@ -15489,12 +15724,12 @@ OPCOMMS_API opcomms_err opcomms_check_receive(opcomms_peer *peer, opcomms_identi
     opc__mutex_lock(&peer->lock);
     i = opc__pub_await(peer, 0, 0, &rc);
     if (i != OPC__MAILBOX_NONE) {
-        uint64_t bytes = peer->mailbox.entries[i].bytes;
-        rc = peer->store->c->meta(peer->store, peer->mailbox.entries[i].ref, &meta, dest, NULL);
-        if (rc == OPCOMMS_OK && bytes > cap) rc = OPCOMMS_E_BUFFER;
-        if (rc == OPCOMMS_OK) rc = opc__pub_copy(peer, i, (uint8_t *)buf, (size_t)bytes);
+        uint64_t ref = opc__items_ref(&peer->items, i);
+        rc = peer->store->c->meta(peer->store, ref, &meta, dest, NULL);
+        if (rc == OPCOMMS_OK && meta.bytes > cap) rc = OPCOMMS_E_BUFFER;
+        if (rc == OPCOMMS_OK) rc = opc__pub_copy(peer, i, (uint8_t *)buf, (size_t)meta.bytes);
         if (rc == OPCOMMS_OK) rc = opc__pub_consume(peer, i);
-        if (rc == OPCOMMS_OK || rc == OPCOMMS_E_BUFFER) *len = (size_t)bytes;
+        if (rc == OPCOMMS_OK || rc == OPCOMMS_E_BUFFER) *len = (size_t)meta.bytes;
         if (rc == OPCOMMS_OK && from != NULL) {
             memset(from, 0, sizeof *from);
             opc__str_hash_write(meta.from, from->hash);
@@ -15529,7 +15764,7 @@ OPCOMMS_API opcomms_err opcomms_receive_id(opcomms_peer *peer, uint8_t id, uint3
             if (!peer->messages[k].used) m = &peer->messages[k];
         }
         rc = m == NULL ? OPCOMMS_E_LIMIT
-                       : peer->store->c->meta(peer->store, peer->mailbox.entries[i].ref, &meta,
+                       : peer->store->c->meta(peer->store, opc__items_ref(&peer->items, i), &meta,
                                               dest, NULL);
     }
     if (i != OPC__MAILBOX_NONE && rc == OPCOMMS_OK) {
@@ -15537,13 +15772,12 @@ OPCOMMS_API opcomms_err opcomms_receive_id(opcomms_peer *peer, uint8_t id, uint3
         m->peer = peer;
         m->entry = i;
         m->used = 1;
-        m->uid = peer->mailbox.entries[i].uid;
-        m->ref = peer->mailbox.entries[i].ref;
-        m->bytes = peer->mailbox.entries[i].bytes;
+        m->uid = opc__items_at(&peer->items, i)->uid;
+        m->bytes = meta.bytes;
         m->flags = (meta.flags & OPC__MSG_TEXT) ? OPCOMMS_MESSAGE_TEXT : 0;
         opc__str_hash_write(meta.from, m->from.hash);
         m->from.id = meta.from_id;
-        peer->mailbox.entries[i].out = 1;
+        opc__items_at(&peer->items, i)->out = 1;
         *out = m;
     }
     opc__node_unlock(peer);
@@ -15558,8 +15792,7 @@ OPCOMMS_API opcomms_err opcomms_receive(opcomms_peer *peer, uint32_t timeout_ms,
 /* The handle's entry is still the message it was made for. */
 OPC__FN int opc__pub_message_lives(const opcomms_message *m) {
     const opcomms_peer *p = m->peer;
-    return p->store != NULL && m->entry < p->mailbox.entries_cap &&
-           p->mailbox.entries[m->entry].uid == m->uid;
+    return p->store != NULL && opc__items_find(&p->items, m->uid) == m->entry;
 }
 
 OPCOMMS_API opcomms_err opcomms_ack(opcomms_message *message, opcomms_error *err) {
@@ -15585,7 +15818,7 @@ OPCOMMS_API void opcomms_release(opcomms_message *message) {
     if (message == NULL || !message->used) return;
     p = message->peer;
     opc__mutex_lock(&p->lock);
-    if (opc__pub_message_lives(message)) p->mailbox.entries[message->entry].out = 0;
+    if (opc__pub_message_lives(message)) opc__items_at(&p->items, message->entry)->out = 0;
     message->used = 0;
     opc__cond_all(&p->changed);
     opc__node_unlock(p);
@@ -15624,7 +15857,8 @@ OPCOMMS_API opcomms_err opcomms_message_read(opcomms_message *message, uint64_t 
         rc = OPCOMMS_E_NOT_FOUND;
     } else {
         if (len > message->bytes - offset) len = (size_t)(message->bytes - offset);
-        rc = p->store->c->read(p->store, message->ref, offset, (uint8_t *)buf, len, got);
+        rc = p->store->c->read(p->store, opc__items_ref(&p->items, message->entry), offset,
+                               (uint8_t *)buf, len, got);
     }
     opc__node_unlock(p);
     return rc;
@@ -15909,7 +16143,8 @@ OPCOMMS_API opcomms_err opcomms_local_get(opcomms_peer *peer, uint8_t id, opcomm
         i = opc__mailbox_oldest(&peer->mailbox, opc__pub_own_box(peer, id), peer->visible, 0);
         rc = OPCOMMS_E_EMPTY;
         if (i != OPC__MAILBOX_NONE) {
-            rc = peer->store->c->meta(peer->store, peer->mailbox.entries[i].ref, &meta, dest, NULL);
+            rc = peer->store->c->meta(peer->store, opc__items_ref(&peer->items, i), &meta, dest,
+                                      NULL);
         }
         if (rc == OPCOMMS_OK) {
             mail->uid = meta.uid;

@@ -138,8 +138,8 @@ nouns="cfg:OPC__STATIC cfg:OPC__FN str:opc__text
     store:opc__msg store:OPC__MSG store:OPC__FRAG store:opc__epoch store:opc__try store:OPC__TRIED
     store:OPC__STREAM store:OPC__CONTEXT store:OPC__DONE store:OPC__NOTE store:OPC__KIND log:OPC__OP
     allow:opc__list allow:OPC__LIST allow:opc__rules allow:opc__rule limit:opc__bucket limit:opc__rates
-    conn:opc__call conn:opc__reply conn:OPC__OUT mailbox:opc__box mailbox:opc__entry
-    mailbox:opc__sender node:opc__slot node:opc__link node:OPC__LINK node:opc__crowd node:opc__end
+    conn:opc__call conn:opc__reply conn:OPC__OUT items:opc__entry items:opc__pieces
+    mailbox:opc__box mailbox:opc__sender node:opc__slot node:opc__link node:OPC__LINK node:opc__crowd node:opc__end
     node:opc__sleeper
     pub-access:opc__pub pub-key:opc__pub"
 rule_prefixes() {
