@@ -6903,6 +6903,9 @@ enum {
 #define OPC__TRIED_NATIVE 1u
 #define OPC__TRIED_TARPC 2u
 
+/* How far a message has got at its receiver. */
+enum { OPC__LEVEL_RECEIVED = 1, OPC__LEVEL_DURABLE = 2, OPC__LEVEL_CONSUMED = 3 };
+
 typedef struct opc__msg_meta {
     uint8_t kind;    /* OPC__KIND_IN or _OUT when it is stored; when it is read also _DEAD */
     uint8_t from[32]; /* IN: whose key; OUT: unused */
@@ -12827,6 +12830,1089 @@ OPC__FN uint32_t opc__mailbox_by_uid(const opc__mailbox *m, uint32_t box, uint64
         return OPC__MAILBOX_NONE;
     }
     return i;
+}
+
+/* >>outbox ==== L3 ==== messages on their way: by destination, with retries; dead letters */
+
+#define OPC__OUTBOX_DESTS_MAX 0x8000u
+#define OPC__OUTBOX_ERAS_MAX 0xffffu
+#define OPC__OUTBOX_EPOCHS_MAX 250u /* of messages for one server: what a HELLO has room for */
+#define OPC__OUTBOX_KEYS 1024u
+#define OPC__OUTBOX_SERVERS 256u
+
+/* What has become of a queued message. */
+enum {
+    OPC__OUTBOX_QUEUED = 0,
+    OPC__OUTBOX_SENT = 1,     /* under way on the present connection */
+    OPC__OUTBOX_RECEIVED = 2, /* and the receiver has it, in memory */
+    OPC__OUTBOX_DURABLE = 3,  /* stored there; waits until it is consumed */
+    OPC__OUTBOX_OVER = 4,     /* as was asked for */
+    OPC__OUTBOX_DEAD = 5
+};
+
+/* Where a destination stands. Whoever sends asks opc__outbox_due for READY ones, and parks one for
+   which nothing can be done before something happens that is not known here.
+
+       EMPTY  add-> FRESH  durable-> READY  sent-> REST  acknowledged-> EMPTY
+                                     READY  park-> PARKED  wake-> READY
+            connection lost: REST or PARKED  rewind-> READY  failed-> BACKOFF  time-> READY */
+enum {
+    OPC__OUTBOX_AT_EMPTY = 0,
+    OPC__OUTBOX_AT_REST = 1,
+    OPC__OUTBOX_AT_FRESH = 2, /* its next message is not durable here yet */
+    OPC__OUTBOX_AT_READY = 3,
+    OPC__OUTBOX_AT_PARKED = 4,
+    OPC__OUTBOX_AT_BACKOFF = 5
+};
+
+/* A binary heap of numbered things; by number it finds their places, so that any can leave. */
+typedef struct opc__heap_node {
+    int64_t key; /* at place k: key and id of what stands there */
+    uint32_t id;
+    uint32_t place; /* of number k: its place + 1, or 0: it is not in the heap */
+} opc__heap_node;
+
+typedef struct opc__heap {
+    opc__pieces nodes;
+    uint32_t count;
+} opc__heap;
+
+/* What only some messages have: an end to trying. */
+typedef struct opc__term {
+    uint64_t position; /* of the entry, which holds our index in its place */
+    int64_t expires_s; /* 0: never */
+    uint32_t attempts_max; /* 0: no limit */
+    uint32_t entry;    /* or the next free one */
+} opc__term;
+
+/* The queued messages of one destination that were queued in one opening of the log: one stream of
+   the native protocol. One without messages is kept while it is the newest of its destination. */
+typedef struct opc__era {
+    opc__epoch epoch;
+    uint64_t sent; /* the highest number that may have been sent */
+    uint64_t received; /* the highest acknowledged, by level */
+    uint64_t durable;
+    uint64_t consumed;
+    uint32_t first;  /* ascending by number */
+    uint32_t last;
+    uint32_t todo;   /* the first not known to be durable; those before wait to be consumed */
+    uint32_t got;    /* the first not known to be received on this connection */
+    uint32_t cursor; /* the next to send on this connection; OPC__ITEMS_NONE: none is left */
+    uint32_t count;
+    uint32_t dest;
+    uint32_t next; /* the next newer one; or in the free list */
+} opc__era;
+
+typedef struct opc__dest {
+    uint8_t server[32];
+    uint8_t *dest;
+    uint32_t dest_len;
+    uint8_t from_id;
+    uint8_t dest_id;
+    uint8_t at;              /* OPC__OUTBOX_AT_ */
+    uint8_t ask;             /* a connection is wanted to learn what was consumed */
+    opcomms_address address; /* the latest that was named; family 0: none ever was */
+    uint32_t held; /* the caller's count of uses: while above 0, no index here changes meaning */
+    uint32_t count;
+    uint64_t bytes;
+    uint32_t under_way; /* sent on this connection and not known to be durable */
+    uint32_t terms;     /* messages with an end to trying */
+    uint32_t doublings; /* of the time between attempts */
+    int32_t code;       /* of the last failed attempt */
+    uint64_t retry_us;
+    uint32_t era_first;
+    uint32_t era_last;
+    uint32_t next; /* among those EMPTY, FRESH or READY */
+    uint32_t prev;
+    uint32_t key_next;
+    uint32_t server_next;
+} opc__dest;
+
+typedef struct opc__outbox_line {
+    uint32_t first;
+    uint32_t last;
+    uint32_t count;
+} opc__outbox_line;
+
+/* Each is a limit; none means "no limit" by a special value. */
+typedef struct opc__outbox_limits {
+    uint32_t messages_max; /* queued and dead */
+    uint32_t depth_max;    /* queued for one destination */
+    uint32_t dests_max;
+    uint32_t retry_min_ms;
+    uint32_t retry_max_ms;
+    uint64_t bytes_max; /* queued and dead */
+} opc__outbox_limits;
+
+typedef struct opc__outbox {
+    opc__mem *mem;
+    opc__items *items;
+    opc__outbox_limits limits;
+    opc__dest *dests;
+    uint32_t dests_cap;
+    uint32_t dests_count;
+    opc__era *eras;
+    uint32_t eras_cap;
+    uint32_t eras_free;
+    opc__pieces terms; /* opc__term */
+    uint32_t terms_free;
+    opc__heap ends;   /* terms by the time they end; INT64_MIN: the attempts are used up */
+    opc__heap timers; /* destinations in BACKOFF by retry_us */
+    opc__outbox_line empty;
+    opc__outbox_line fresh;
+    opc__outbox_line ready;
+    uint64_t visible;
+    uint64_t bytes;
+    uint32_t queued;
+    uint32_t dead;
+    uint32_t dead_first; /* in the order in which they died; after opening, by number */
+    uint32_t dead_last;
+    uint32_t key_bucket[OPC__OUTBOX_KEYS];
+    uint32_t server_bucket[OPC__OUTBOX_SERVERS];
+} opc__outbox;
+
+/* ---- the heap ---- */
+
+OPC__FN opc__heap_node *opc__heap_at(const opc__heap *h, uint32_t k) {
+    return (opc__heap_node *)opc__pieces_at(&h->nodes, k);
+}
+
+/* Makes sure that numbers below n can be in it; 0: out of memory. */
+OPC__FN int opc__heap_reserve(opc__heap *h, opc__mem *mem, uint32_t n) {
+    while (h->nodes.count < (n + OPC__ITEMS_PIECE - 1u) / OPC__ITEMS_PIECE) {
+        if (!opc__pieces_more(&h->nodes, mem)) return 0;
+    }
+    return 1;
+}
+
+OPC__FN void opc__heap_put(opc__heap *h, uint32_t k, int64_t key, uint32_t id) {
+    opc__heap_at(h, k)->key = key;
+    opc__heap_at(h, k)->id = id;
+    opc__heap_at(h, id)->place = k + 1;
+}
+
+/* Finds the place for a key, from the free place k up or down, and puts it there. */
+OPC__FN void opc__heap_settle(opc__heap *h, uint32_t k, int64_t key, uint32_t id) {
+    while (k > 0) {
+        const opc__heap_node *up = opc__heap_at(h, (k - 1) / 2);
+        if (up->key <= key) break;
+        opc__heap_put(h, k, up->key, up->id);
+        k = (k - 1) / 2;
+    }
+    for (;;) {
+        uint32_t child = 2 * k + 1;
+        const opc__heap_node *down;
+        if (child >= h->count) break;
+        if (child + 1 < h->count &&
+            opc__heap_at(h, child + 1)->key < opc__heap_at(h, child)->key) {
+            child++;
+        }
+        down = opc__heap_at(h, child);
+        if (down->key >= key) break;
+        opc__heap_put(h, k, down->key, down->id);
+        k = child;
+    }
+    opc__heap_put(h, k, key, id);
+}
+
+OPC__FN void opc__heap_drop(opc__heap *h, uint32_t id) {
+    uint32_t k = opc__heap_at(h, id)->place;
+    opc__heap_node last;
+    if (k == 0) return;
+    opc__heap_at(h, id)->place = 0;
+    last = *opc__heap_at(h, --h->count);
+    if (k - 1 != h->count) opc__heap_settle(h, k - 1, last.key, last.id);
+}
+
+OPC__FN void opc__heap_set(opc__heap *h, uint32_t id, int64_t key) {
+    opc__heap_drop(h, id);
+    h->count++;
+    opc__heap_settle(h, h->count - 1, key, id);
+}
+
+/* ---- entries ---- */
+
+OPC__FN uint32_t opc__outbox_attempts(const opc__entry *e) { return e->who >> 16; }
+
+OPC__FN opc__era *opc__outbox_era(const opc__outbox *o, const opc__entry *e) {
+    OPCOMMS_ASSERT(e->kind == OPC__KIND_OUT);
+    return &o->eras[e->who & 0xffffu];
+}
+
+OPC__FN opc__term *opc__outbox_term(const opc__outbox *o, const opc__entry *e) {
+    if (!e->term) return NULL;
+    return (opc__term *)opc__pieces_at(&o->terms, (uint32_t)e->position);
+}
+
+/* When the store has got this far, the entry may be sent. */
+OPC__FN uint64_t opc__outbox_position(const opc__outbox *o, const opc__entry *e) {
+    const opc__term *t = opc__outbox_term(o, e);
+    return t != NULL ? t->position : e->position;
+}
+
+OPC__FN int32_t opc__outbox_dead_code(const opc__entry *e) {
+    OPCOMMS_ASSERT(e->kind == OPC__KIND_DEAD);
+    return -(int32_t)e->box;
+}
+
+OPC__FN int64_t opc__outbox_dead_s(const opc__entry *e) {
+    OPCOMMS_ASSERT(e->kind == OPC__KIND_DEAD);
+    return (int64_t)e->position;
+}
+
+OPC__FN int opc__outbox_before(const opc__outbox *o, const opc__entry *e, uint32_t mark) {
+    return mark == OPC__ITEMS_NONE || e->uid < opc__items_at(o->items, mark)->uid;
+}
+
+/* OPC__OUTBOX_, but not OVER: what is over is not here. */
+OPC__FN int opc__outbox_state(const opc__outbox *o, uint32_t i) {
+    const opc__entry *e = opc__items_at(o->items, i);
+    const opc__era *r;
+    if (e->kind == OPC__KIND_DEAD) return OPC__OUTBOX_DEAD;
+    r = opc__outbox_era(o, e);
+    if (opc__outbox_before(o, e, r->todo)) return OPC__OUTBOX_DURABLE;
+    if (!opc__outbox_before(o, e, r->cursor)) return OPC__OUTBOX_QUEUED;
+    return e->uid <= r->received ? OPC__OUTBOX_RECEIVED : OPC__OUTBOX_SENT;
+}
+
+/* When trying ends for entry i, as things are now. One under way has no end: what becomes of it is
+   known when its connection ends, at the latest. */
+OPC__FN void opc__outbox_end_set(opc__outbox *o, uint32_t i) {
+    const opc__entry *e = opc__items_at(o->items, i);
+    const opc__term *t = opc__outbox_term(o, e);
+    if (t == NULL) return;
+    if (t->attempts_max != 0 && opc__outbox_attempts(e) >= t->attempts_max) {
+        opc__heap_set(&o->ends, (uint32_t)e->position, INT64_MIN);
+    } else if (t->expires_s != 0) {
+        opc__heap_set(&o->ends, (uint32_t)e->position, t->expires_s);
+    }
+}
+
+OPC__FN void opc__outbox_term_drop(opc__outbox *o, uint32_t i) {
+    opc__entry *e = opc__items_at(o->items, i);
+    opc__term *t = opc__outbox_term(o, e);
+    uint32_t k = (uint32_t)e->position;
+    if (t == NULL) return;
+    opc__heap_drop(&o->ends, k);
+    OPCOMMS_ASSERT(o->dests[e->box].terms > 0);
+    o->dests[e->box].terms--;
+    e->position = t->position;
+    e->term = 0;
+    t->entry = o->terms_free;
+    o->terms_free = k;
+}
+
+OPC__FN int opc__outbox_term_reserve(opc__outbox *o) {
+    uint32_t first = o->terms.count * OPC__ITEMS_PIECE, i;
+    if (o->terms_free != OPC__ITEMS_NONE) return 1;
+    if (!opc__heap_reserve(&o->ends, o->mem, first + OPC__ITEMS_PIECE)) return 0;
+    if (!opc__pieces_more(&o->terms, o->mem)) return 0;
+    for (i = first + OPC__ITEMS_PIECE; i > first; i--) {
+        ((opc__term *)opc__pieces_at(&o->terms, i - 1))->entry = o->terms_free;
+        o->terms_free = i - 1;
+    }
+    return 1;
+}
+
+/* ---- destinations: where they stand ---- */
+
+OPC__FN opc__outbox_line *opc__outbox_line_of(opc__outbox *o, int at) {
+    if (at == OPC__OUTBOX_AT_EMPTY) return &o->empty;
+    if (at == OPC__OUTBOX_AT_FRESH) return &o->fresh;
+    return at == OPC__OUTBOX_AT_READY ? &o->ready : NULL;
+}
+
+OPC__FN void opc__outbox_leave(opc__outbox *o, uint32_t d) {
+    opc__dest *x = &o->dests[d];
+    opc__outbox_line *l = opc__outbox_line_of(o, x->at);
+    if (x->at == OPC__OUTBOX_AT_BACKOFF) opc__heap_drop(&o->timers, d);
+    if (l == NULL) return;
+    if (x->prev == OPC__ITEMS_NONE) {
+        l->first = x->next;
+    } else {
+        o->dests[x->prev].next = x->next;
+    }
+    if (x->next == OPC__ITEMS_NONE) {
+        l->last = x->prev;
+    } else {
+        o->dests[x->next].prev = x->prev;
+    }
+    l->count--;
+}
+
+OPC__FN void opc__outbox_enter(opc__outbox *o, uint32_t d, int at) {
+    opc__dest *x = &o->dests[d];
+    opc__outbox_line *l = opc__outbox_line_of(o, at);
+    x->at = (uint8_t)at;
+    x->next = OPC__ITEMS_NONE;
+    x->prev = OPC__ITEMS_NONE;
+    if (at == OPC__OUTBOX_AT_BACKOFF) {
+        opc__heap_set(&o->timers, d, (int64_t)(x->retry_us & INT64_MAX));
+    }
+    if (l == NULL) return;
+    x->prev = l->last;
+    if (l->last == OPC__ITEMS_NONE) {
+        l->first = d;
+    } else {
+        o->dests[l->last].next = d;
+    }
+    l->last = d;
+    l->count++;
+}
+
+/* The next to send, durable here or not. Nothing of a later opening is sent before all of the
+   earlier ones is known to be durable: the receiver takes what is older than the newest epoch it
+   has seen for a duplicate. */
+OPC__FN uint32_t opc__outbox_cursor(const opc__outbox *o, uint32_t d) {
+    uint32_t r;
+    for (r = o->dests[d].era_first; r != OPC__ITEMS_NONE; r = o->eras[r].next) {
+        if (o->eras[r].cursor != OPC__ITEMS_NONE) return o->eras[r].cursor;
+        if (o->eras[r].todo != OPC__ITEMS_NONE) return OPC__ITEMS_NONE;
+    }
+    return OPC__ITEMS_NONE;
+}
+
+/* Puts a destination where it belongs after a change. What is parked stays so while it has anything
+   to send, and time alone ends a backoff. */
+OPC__FN void opc__outbox_settle(opc__outbox *o, uint32_t d) {
+    const opc__dest *x = &o->dests[d];
+    uint32_t i;
+    int at = OPC__OUTBOX_AT_EMPTY;
+    if (x->at == OPC__OUTBOX_AT_BACKOFF) return;
+    if (x->count > 0) {
+        i = opc__outbox_cursor(o, d);
+        if (i == OPC__ITEMS_NONE) {
+            at = x->ask ? OPC__OUTBOX_AT_READY : OPC__OUTBOX_AT_REST;
+        } else if (opc__outbox_position(o, opc__items_at(o->items, i)) > o->visible) {
+            at = OPC__OUTBOX_AT_FRESH;
+        } else {
+            at = OPC__OUTBOX_AT_READY;
+        }
+        if (x->at == OPC__OUTBOX_AT_PARKED && at != OPC__OUTBOX_AT_REST) return;
+    }
+    if (x->at == at) return;
+    opc__outbox_leave(o, d);
+    opc__outbox_enter(o, d, at);
+}
+
+/* The caller waits for something that concerns it, a connection or room, and calls wake then. */
+OPC__FN void opc__outbox_park(opc__outbox *o, uint32_t d) {
+    if (o->dests[d].at != OPC__OUTBOX_AT_READY && o->dests[d].at != OPC__OUTBOX_AT_FRESH) return;
+    opc__outbox_leave(o, d);
+    opc__outbox_enter(o, d, OPC__OUTBOX_AT_PARKED);
+}
+
+/* Ends parking, and a backoff before its time. */
+OPC__FN void opc__outbox_wake(opc__outbox *o, uint32_t d) {
+    opc__dest *x = &o->dests[d];
+    if (x->at != OPC__OUTBOX_AT_PARKED && x->at != OPC__OUTBOX_AT_BACKOFF) return;
+    opc__outbox_leave(o, d);
+    opc__outbox_enter(o, d, OPC__OUTBOX_AT_REST);
+    opc__outbox_settle(o, d);
+}
+
+/* ---- eras ---- */
+
+OPC__FN int opc__outbox_epoch_equal(const opc__epoch *a, const opc__epoch *b) {
+    return a->counter == b->counter && a->random == b->random;
+}
+
+/* The era of a destination, or OPC__ITEMS_NONE. */
+OPC__FN uint32_t opc__outbox_era_find(const opc__outbox *o, uint32_t d, const opc__epoch *epoch) {
+    uint32_t r = o->dests[d].era_first;
+    while (r != OPC__ITEMS_NONE && !opc__outbox_epoch_equal(&o->eras[r].epoch, epoch)) {
+        r = o->eras[r].next;
+    }
+    return r;
+}
+
+/* Frees those eras of a destination that hold nothing, but for the newest; with `all` it too. */
+OPC__FN void opc__outbox_eras_drop(opc__outbox *o, uint32_t d, int all) {
+    opc__dest *x = &o->dests[d];
+    uint32_t r = x->era_first, last = OPC__ITEMS_NONE, next;
+    if (x->held > 0) return;
+    x->era_first = OPC__ITEMS_NONE;
+    for (; r != OPC__ITEMS_NONE; r = next) {
+        opc__era *a = &o->eras[r];
+        next = a->next;
+        if (a->count == 0 && (all || next != OPC__ITEMS_NONE)) {
+            a->next = o->eras_free;
+            o->eras_free = r;
+            continue;
+        }
+        if (last == OPC__ITEMS_NONE) {
+            x->era_first = r;
+        } else {
+            o->eras[last].next = r;
+        }
+        last = r;
+    }
+    x->era_last = last;
+}
+
+/* Makes the era of `epoch` the newest of a destination. */
+OPC__FN opcomms_err opc__outbox_era_open(opc__outbox *o, uint32_t d, const opc__epoch *epoch) {
+    opc__dest *x = &o->dests[d];
+    opc__era *a;
+    uint32_t r = x->era_last, i, old = o->eras_cap;
+    if (r != OPC__ITEMS_NONE && opc__outbox_epoch_equal(&o->eras[r].epoch, epoch)) {
+        return OPCOMMS_OK;
+    }
+    if (o->eras_free == OPC__ITEMS_NONE) {
+        void *p;
+        if (old >= OPC__OUTBOX_ERAS_MAX) return OPCOMMS_E_FULL;
+        p = opc__items_grow(o->mem, o->eras, &o->eras_cap, OPC__OUTBOX_ERAS_MAX, sizeof *o->eras);
+        if (p == NULL) return OPCOMMS_E_NOMEM;
+        o->eras = (opc__era *)p;
+        for (i = o->eras_cap; i > old; i--) {
+            o->eras[i - 1].next = o->eras_free;
+            o->eras_free = i - 1;
+        }
+    }
+    r = o->eras_free;
+    a = &o->eras[r];
+    o->eras_free = a->next;
+    memset(a, 0, sizeof *a);
+    a->epoch = *epoch;
+    a->first = OPC__ITEMS_NONE;
+    a->last = OPC__ITEMS_NONE;
+    a->todo = OPC__ITEMS_NONE;
+    a->got = OPC__ITEMS_NONE;
+    a->cursor = OPC__ITEMS_NONE;
+    a->dest = d;
+    a->next = OPC__ITEMS_NONE;
+    if (x->era_last == OPC__ITEMS_NONE) {
+        x->era_first = r;
+    } else {
+        o->eras[x->era_last].next = r;
+    }
+    x->era_last = r;
+    opc__outbox_eras_drop(o, d, 0);
+    return OPCOMMS_OK;
+}
+
+/* ---- destinations: finding and opening ---- */
+
+OPC__FN void opc__outbox_init(opc__outbox *o, opc__mem *mem, opc__items *items,
+                              const opc__outbox_limits *limits) {
+    uint32_t i;
+    memset(o, 0, sizeof *o);
+    o->mem = mem;
+    o->items = items;
+    o->limits = *limits;
+    if (o->limits.dests_max > OPC__OUTBOX_DESTS_MAX) o->limits.dests_max = OPC__OUTBOX_DESTS_MAX;
+    o->terms.bytes = sizeof(opc__term);
+    o->ends.nodes.bytes = sizeof(opc__heap_node);
+    o->timers.nodes.bytes = sizeof(opc__heap_node);
+    o->eras_free = OPC__ITEMS_NONE;
+    o->terms_free = OPC__ITEMS_NONE;
+    o->empty.first = o->empty.last = OPC__ITEMS_NONE;
+    o->fresh.first = o->fresh.last = OPC__ITEMS_NONE;
+    o->ready.first = o->ready.last = OPC__ITEMS_NONE;
+    o->dead_first = o->dead_last = OPC__ITEMS_NONE;
+    for (i = 0; i < OPC__OUTBOX_KEYS; i++) o->key_bucket[i] = OPC__ITEMS_NONE;
+    for (i = 0; i < OPC__OUTBOX_SERVERS; i++) o->server_bucket[i] = OPC__ITEMS_NONE;
+}
+
+OPC__FN void opc__outbox_free(opc__outbox *o) {
+    uint32_t i;
+    if (o->mem == NULL) return;
+    for (i = 0; i < o->dests_count; i++) {
+        opc__mem_free(o->mem, o->dests[i].dest, o->dests[i].dest_len + 1u);
+    }
+    opc__mem_free(o->mem, o->dests, (size_t)o->dests_cap * sizeof *o->dests);
+    opc__mem_free(o->mem, o->eras, (size_t)o->eras_cap * sizeof *o->eras);
+    opc__pieces_free(&o->terms, o->mem);
+    opc__pieces_free(&o->ends.nodes, o->mem);
+    opc__pieces_free(&o->timers.nodes, o->mem);
+    memset(o, 0, sizeof *o);
+}
+
+/* Of a key's hash and at most the ends of the identity: the program's own choice, not a peer's. */
+OPC__FN uint32_t opc__outbox_key(const uint8_t server[32], uint8_t from_id, const uint8_t *dest,
+                                 uint32_t len, uint8_t dest_id) {
+    uint32_t h = opc__buf_be32(server) ^ len, i;
+    h = h * 16777619u ^ from_id;
+    h = h * 16777619u ^ dest_id;
+    for (i = 0; i < len && i < 8; i++) {
+        h = h * 16777619u ^ dest[i];
+        h = h * 16777619u ^ dest[len - 1 - i];
+    }
+    return (h ^ (h >> 16)) % OPC__OUTBOX_KEYS;
+}
+
+OPC__FN uint32_t opc__outbox_key_of(const opc__dest *x) {
+    return opc__outbox_key(x->server, x->from_id, x->dest, x->dest_len, x->dest_id);
+}
+
+/* The index of a destination, or OPC__ITEMS_NONE. */
+OPC__FN uint32_t opc__outbox_find(const opc__outbox *o, const uint8_t server[32], uint8_t from_id,
+                                  const uint8_t *dest, uint32_t len, uint8_t dest_id) {
+    uint32_t d = o->key_bucket[opc__outbox_key(server, from_id, dest, len, dest_id)];
+    while (d != OPC__ITEMS_NONE) {
+        const opc__dest *x = &o->dests[d];
+        if (x->from_id == from_id && x->dest_id == dest_id && x->dest_len == len &&
+            memcmp(x->server, server, 32) == 0 && (len == 0 || memcmp(x->dest, dest, len) == 0)) {
+            break;
+        }
+        d = x->key_next;
+    }
+    return d;
+}
+
+/* The destination after `after` at a server, OPC__ITEMS_NONE: the first; or OPC__ITEMS_NONE. */
+OPC__FN uint32_t opc__outbox_of_server(const opc__outbox *o, const uint8_t server[32],
+                                       uint32_t after) {
+    uint32_t d = after != OPC__ITEMS_NONE ? o->dests[after].server_next
+                                          : o->server_bucket[server[0] % OPC__OUTBOX_SERVERS];
+    while (d != OPC__ITEMS_NONE && memcmp(o->dests[d].server, server, 32) != 0) {
+        d = o->dests[d].server_next;
+    }
+    return d;
+}
+
+/* How many messages are queued for a server. */
+OPC__FN uint32_t opc__outbox_server_count(const opc__outbox *o, const uint8_t server[32]) {
+    uint32_t n = 0, d = opc__outbox_of_server(o, server, OPC__ITEMS_NONE);
+    for (; d != OPC__ITEMS_NONE; d = opc__outbox_of_server(o, server, d)) n += o->dests[d].count;
+    return n;
+}
+
+/* The epochs of all messages queued for a server, ascending, each once, into `out` with room for
+   `cap`. The result is their number, or cap + 1: there are more than fit. */
+OPC__FN uint32_t opc__outbox_epochs(const opc__outbox *o, const uint8_t server[32], opc__epoch *out,
+                                    uint32_t cap) {
+    uint32_t n = 0, d = opc__outbox_of_server(o, server, OPC__ITEMS_NONE), r, k;
+    for (; d != OPC__ITEMS_NONE; d = opc__outbox_of_server(o, server, d)) {
+        for (r = o->dests[d].era_first; r != OPC__ITEMS_NONE; r = o->eras[r].next) {
+            const opc__epoch *e = &o->eras[r].epoch;
+            if (o->eras[r].count == 0) continue;
+            for (k = n; k > 0; k--) { /* from the end: mostly they come ascending */
+                if (out[k - 1].counter < e->counter) break;
+                if (out[k - 1].counter == e->counter && out[k - 1].random <= e->random) break;
+            }
+            if (k > 0 && opc__outbox_epoch_equal(&out[k - 1], e)) continue;
+            if (n == cap) return cap + 1;
+            memmove(&out[k + 1], &out[k], (size_t)(n - k) * sizeof *out);
+            out[k] = *e;
+            n++;
+        }
+    }
+    return n;
+}
+
+/* Takes an emptied destination out of all lists, so that its place serves another. */
+OPC__FN void opc__outbox_close(opc__outbox *o, uint32_t d) {
+    opc__dest *x = &o->dests[d];
+    uint32_t *link = &o->key_bucket[opc__outbox_key_of(x)];
+    OPCOMMS_ASSERT(x->count == 0);
+    OPCOMMS_ASSERT(x->held == 0);
+    while (*link != d) link = &o->dests[*link].key_next;
+    *link = x->key_next;
+    link = &o->server_bucket[x->server[0] % OPC__OUTBOX_SERVERS];
+    while (*link != d) link = &o->dests[*link].server_next;
+    *link = x->server_next;
+    opc__outbox_eras_drop(o, d, 1);
+    opc__outbox_leave(o, d);
+    opc__mem_free(o->mem, x->dest, x->dest_len + 1u);
+    memset(x, 0, sizeof *x);
+}
+
+/* A place for a destination: a new one while there are fewer than `max`, else that which has been
+   empty longest. */
+OPC__FN opcomms_err opc__outbox_place(opc__outbox *o, uint32_t max, uint32_t *out) {
+    uint32_t d = o->empty.first;
+    if (o->dests_count < max) {
+        if (!opc__heap_reserve(&o->timers, o->mem, o->dests_count + 1)) return OPCOMMS_E_NOMEM;
+        if (o->dests_count == o->dests_cap) {
+            void *p = opc__items_grow(o->mem, o->dests, &o->dests_cap, OPC__OUTBOX_DESTS_MAX,
+                                      sizeof *o->dests);
+            if (p == NULL) return OPCOMMS_E_NOMEM;
+            o->dests = (opc__dest *)p;
+        }
+        *out = o->dests_count;
+        return OPCOMMS_OK;
+    }
+    while (d != OPC__ITEMS_NONE && o->dests[d].held > 0) d = o->dests[d].next;
+    if (d == OPC__ITEMS_NONE) return OPCOMMS_E_LIMIT;
+    *out = d;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__outbox_open_max(opc__outbox *o, const uint8_t server[32], uint8_t from_id,
+                                         const uint8_t *dest, uint32_t len, uint8_t dest_id,
+                                         uint32_t max, uint32_t *out) {
+    uint32_t d, bucket;
+    opc__dest *x;
+    uint8_t *copy;
+    opcomms_err rc;
+    if (len > 1024u) return OPCOMMS_E_INVAL;
+    d = opc__outbox_find(o, server, from_id, dest, len, dest_id);
+    if (d != OPC__ITEMS_NONE) {
+        *out = d;
+        return OPCOMMS_OK;
+    }
+    rc = opc__outbox_place(o, max, &d);
+    if (rc != OPCOMMS_OK) return rc;
+    copy = (uint8_t *)opc__mem_alloc(o->mem, (size_t)len + 1u);
+    if (copy == NULL) return OPCOMMS_E_NOMEM;
+    if (len > 0) memcpy(copy, dest, len);
+    if (d == o->dests_count) {
+        o->dests_count++;
+    } else {
+        opc__outbox_close(o, d);
+    }
+    x = &o->dests[d];
+    memset(x, 0, sizeof *x);
+    memcpy(x->server, server, 32);
+    x->dest = copy;
+    x->dest_len = len;
+    x->from_id = from_id;
+    x->dest_id = dest_id;
+    x->era_first = OPC__ITEMS_NONE;
+    x->era_last = OPC__ITEMS_NONE;
+    bucket = opc__outbox_key_of(x);
+    x->key_next = o->key_bucket[bucket];
+    o->key_bucket[bucket] = d;
+    bucket = server[0] % OPC__OUTBOX_SERVERS;
+    x->server_next = o->server_bucket[bucket];
+    o->server_bucket[bucket] = d;
+    opc__outbox_enter(o, d, OPC__OUTBOX_AT_EMPTY);
+    *out = d;
+    return OPCOMMS_OK;
+}
+
+/* The index of a destination, which is made if need be. It keeps its meaning while messages are
+   queued for it or it is held. OPCOMMS_E_LIMIT: there are too many that are not empty. */
+OPC__FN opcomms_err opc__outbox_open(opc__outbox *o, const uint8_t server[32], uint8_t from_id,
+                                     const uint8_t *dest, uint32_t len, uint8_t dest_id,
+                                     uint32_t *out) {
+    return opc__outbox_open_max(o, server, from_id, dest, len, dest_id, o->limits.dests_max, out);
+}
+
+/* ---- queueing ---- */
+
+/* Makes sure that this message can be added once it is stored. OPCOMMS_E_FULL: a limit on messages
+   is reached; OPCOMMS_E_LIMIT: it is too large for any limit. */
+OPC__FN opcomms_err opc__outbox_reserve(opc__outbox *o, uint32_t d, const opc__msg_meta *m) {
+    const opc__outbox_limits *l = &o->limits;
+    const opc__dest *x = &o->dests[d];
+    opc__epoch seen[OPC__OUTBOX_EPOCHS_MAX];
+    uint32_t n;
+    OPCOMMS_ASSERT(d < o->dests_count);
+    if (m->bytes >= OPC__ITEMS_BYTES_MAX || m->bytes > l->bytes_max) return OPCOMMS_E_LIMIT;
+    if (o->queued >= l->messages_max || o->dead >= l->messages_max - o->queued) {
+        return OPCOMMS_E_FULL;
+    }
+    if (x->count >= l->depth_max) return OPCOMMS_E_FULL;
+    if (o->bytes > l->bytes_max || m->bytes > l->bytes_max - o->bytes) return OPCOMMS_E_FULL;
+    if (opc__items_reserve(o->items, 1) != OPCOMMS_OK) return OPCOMMS_E_NOMEM;
+    if ((m->expires_s != 0 || m->attempts_max != 0) && !opc__outbox_term_reserve(o)) {
+        return OPCOMMS_E_NOMEM;
+    }
+    if (x->era_last != OPC__ITEMS_NONE &&
+        opc__outbox_epoch_equal(&o->eras[x->era_last].epoch, &m->epoch)) {
+        return OPCOMMS_OK;
+    }
+    n = opc__outbox_epochs(o, x->server, seen, OPC__OUTBOX_EPOCHS_MAX);
+    if (n >= OPC__OUTBOX_EPOCHS_MAX) {
+        for (n = 0; n < OPC__OUTBOX_EPOCHS_MAX; n++) {
+            if (opc__outbox_epoch_equal(&seen[n], &m->epoch)) break;
+        }
+        if (n == OPC__OUTBOX_EPOCHS_MAX) return OPCOMMS_E_FULL;
+    }
+    return opc__outbox_era_open(o, d, &m->epoch);
+}
+
+OPC__FN void opc__outbox_term_add(opc__outbox *o, opc__entry *e, uint32_t i,
+                                  const opc__msg_meta *m) {
+    uint32_t k = o->terms_free;
+    opc__term *t;
+    OPCOMMS_ASSERT(k != OPC__ITEMS_NONE);
+    t = (opc__term *)opc__pieces_at(&o->terms, k);
+    o->terms_free = t->entry;
+    t->position = e->position;
+    t->expires_s = m->expires_s;
+    t->attempts_max = m->attempts_max;
+    t->entry = i;
+    e->position = k;
+    e->term = 1;
+    o->dests[e->box].terms++;
+    opc__outbox_end_set(o, i);
+}
+
+/* After opc__outbox_reserve for the same message this cannot fail. Of `m` count: epoch, address,
+   bytes, level, attempts_max, expires_s, and of one found at opening attempts and tried. Numbers
+   ascend. */
+OPC__FN uint32_t opc__outbox_add(opc__outbox *o, uint32_t d, const opc__msg_meta *m, uint64_t uid,
+                                 uint64_t ref, uint64_t position) {
+    opc__dest *x = &o->dests[d];
+    uint32_t i = opc__items_add(o->items, OPC__KIND_OUT, uid, ref, position, m->bytes);
+    uint32_t attempts = m->attempts < 0xffffu ? m->attempts : 0xffffu;
+    opc__entry *e = opc__items_at(o->items, i);
+    opc__era *a;
+    OPCOMMS_ASSERT(x->era_last != OPC__ITEMS_NONE);
+    a = &o->eras[x->era_last];
+    OPCOMMS_ASSERT(opc__outbox_epoch_equal(&a->epoch, &m->epoch));
+    OPCOMMS_ASSERT(a->last == OPC__ITEMS_NONE || uid > opc__items_at(o->items, a->last)->uid);
+    e->box = d & OPC__ITEMS_BOX_MAX;
+    e->who = attempts << 16 | x->era_last;
+    e->level = m->level >= OPC__LEVEL_RECEIVED && m->level <= OPC__LEVEL_CONSUMED
+                   ? m->level & 3u
+                   : (unsigned)OPC__LEVEL_DURABLE;
+    e->tried = m->tried & 3u;
+    opc__items_append(o->items, &a->first, &a->last, i);
+    if (a->todo == OPC__ITEMS_NONE) a->todo = i;
+    if (a->got == OPC__ITEMS_NONE) a->got = i;
+    if (a->cursor == OPC__ITEMS_NONE) a->cursor = i;
+    a->count++;
+    x->count++;
+    x->bytes += e->bytes;
+    o->queued++;
+    o->bytes += e->bytes;
+    if (m->address.family != 0) x->address = m->address;
+    if (m->expires_s != 0 || m->attempts_max != 0) opc__outbox_term_add(o, e, i, m);
+    opc__outbox_settle(o, d);
+    return i;
+}
+
+/* A queued message or dead letter found at opening, whatever the limits say now. */
+OPC__FN opcomms_err opc__outbox_found(opc__outbox *o, const opc__msg_meta *m, uint64_t uid,
+                                      uint64_t ref) {
+    uint32_t d = 0, i;
+    opc__era *a;
+    opc__entry *e;
+    opcomms_err rc;
+    if (uid == 0 || opc__items_find(o->items, uid) != OPC__ITEMS_NONE) {
+        return OPCOMMS_E_LOG_DAMAGED;
+    }
+    if (opc__items_reserve(o->items, 1) != OPCOMMS_OK) return OPCOMMS_E_NOMEM;
+    if (m->kind == OPC__KIND_DEAD) {
+        i = opc__items_add(o->items, OPC__KIND_DEAD, uid, ref, (uint64_t)m->dead_s, m->bytes);
+        e = opc__items_at(o->items, i);
+        e->box = m->code < 0 && m->code >= -(int32_t)OPC__ITEMS_BOX_MAX
+                     ? (uint32_t)-m->code & OPC__ITEMS_BOX_MAX
+                     : (uint32_t)-OPCOMMS_E_UNKNOWN_OUTCOME & OPC__ITEMS_BOX_MAX;
+        e->who = (m->attempts < 0xffffu ? m->attempts : 0xffffu) << 16;
+        e->tried = m->tried & 3u;
+        opc__items_append(o->items, &o->dead_first, &o->dead_last, i);
+        o->dead++;
+        o->bytes += e->bytes;
+        return OPCOMMS_OK;
+    }
+    if (!opc__outbox_term_reserve(o)) return OPCOMMS_E_NOMEM;
+    rc = opc__outbox_open_max(o, m->server, m->from_id, m->dest, m->dest_len, m->dest_id,
+                              OPC__OUTBOX_DESTS_MAX, &d);
+    if (rc == OPCOMMS_OK) rc = opc__outbox_era_open(o, d, &m->epoch);
+    if (rc != OPCOMMS_OK) return rc;
+    a = &o->eras[o->dests[d].era_last];
+    if (a->last != OPC__ITEMS_NONE && uid < opc__items_at(o->items, a->last)->uid) {
+        return OPCOMMS_E_LOG_DAMAGED;
+    }
+    (void)opc__outbox_add(o, d, m, uid, ref, 0);
+    a->sent = uid; /* perhaps: before the log was opened */
+    if (m->code != 0) o->dests[d].code = m->code;
+    return OPCOMMS_OK;
+}
+
+/* ---- leaving the queue ---- */
+
+/* Takes entry i out of its era; `e` is not in any list then. */
+OPC__FN void opc__outbox_out(opc__outbox *o, uint32_t i) {
+    opc__entry *e = opc__items_at(o->items, i);
+    opc__era *a = opc__outbox_era(o, e);
+    opc__dest *x = &o->dests[e->box];
+    int state = opc__outbox_state(o, i);
+    OPCOMMS_ASSERT(a->count > 0);
+    OPCOMMS_ASSERT(x->count > 0);
+    opc__outbox_term_drop(o, i);
+    if (state == OPC__OUTBOX_SENT || state == OPC__OUTBOX_RECEIVED) x->under_way--;
+    if (a->todo == i) a->todo = e->next;
+    if (a->got == i) a->got = e->next;
+    if (a->cursor == i) a->cursor = e->next;
+    opc__items_unlink(o->items, &a->first, &a->last, i);
+    a->count--;
+    x->count--;
+    x->bytes -= e->bytes;
+    o->queued--;
+    if (x->count == 0) x->ask = 0;
+    if (a->count == 0) opc__outbox_eras_drop(o, e->box, 0);
+    opc__outbox_settle(o, e->box);
+}
+
+/* It is over: delivered or cancelled, and the store knows. */
+OPC__FN void opc__outbox_remove(opc__outbox *o, uint32_t i) {
+    o->bytes -= opc__items_at(o->items, i)->bytes;
+    opc__outbox_out(o, i);
+    opc__items_remove(o->items, i);
+}
+
+/* It is a dead letter from now on, and the store knows. `code`: an opcomms_err. */
+OPC__FN void opc__outbox_kill(opc__outbox *o, uint32_t i, int32_t code, int64_t now_s) {
+    opc__entry *e = opc__items_at(o->items, i);
+    OPCOMMS_ASSERT(code < 0);
+    opc__outbox_out(o, i);
+    e->kind = OPC__KIND_DEAD;
+    e->box = (uint32_t)-code & OPC__ITEMS_BOX_MAX;
+    e->who &= 0xffff0000u;
+    e->position = (uint64_t)now_s;
+    opc__items_append(o->items, &o->dead_first, &o->dead_last, i);
+    o->dead++;
+}
+
+/* A dead letter was taken, dropped or queued anew, and the store knows. From o->dead_first the
+   `next` of the entries leads through all. */
+OPC__FN void opc__outbox_dead_remove(opc__outbox *o, uint32_t i) {
+    OPCOMMS_ASSERT(opc__items_at(o->items, i)->kind == OPC__KIND_DEAD);
+    OPCOMMS_ASSERT(o->dead > 0);
+    opc__items_unlink(o->items, &o->dead_first, &o->dead_last, i);
+    o->dead--;
+    o->bytes -= opc__items_at(o->items, i)->bytes;
+    opc__items_remove(o->items, i);
+}
+
+/* The queued entry after i, OPC__ITEMS_NONE: the first; destination after destination, oldest
+   first in each; or OPC__ITEMS_NONE. */
+OPC__FN uint32_t opc__outbox_each(const opc__outbox *o, uint32_t i) {
+    uint32_t d = 0, r = OPC__ITEMS_NONE;
+    if (i != OPC__ITEMS_NONE) {
+        const opc__entry *e = opc__items_at(o->items, i);
+        if (e->next != OPC__ITEMS_NONE) return e->next;
+        d = e->box + 1u;
+        r = opc__outbox_era(o, e)->next;
+    } else if (o->dests_count > 0) {
+        r = o->dests[d++].era_first;
+    }
+    for (;;) {
+        for (; r != OPC__ITEMS_NONE; r = o->eras[r].next) {
+            if (o->eras[r].count > 0) return o->eras[r].first;
+        }
+        if (d >= o->dests_count) return OPC__ITEMS_NONE;
+        r = o->dests[d++].era_first;
+    }
+}
+
+/* ---- sending ---- */
+
+/* Once a step, before opc__outbox_due. `visible`: how far our own store is durable, or under weaker
+   modes written. Returns how many destinations are READY: so many calls of opc__outbox_due see each
+   once. */
+OPC__FN uint32_t opc__outbox_tick(opc__outbox *o, uint64_t now_us, uint64_t visible) {
+    uint32_t d, next;
+    while (o->timers.count > 0 && (uint64_t)opc__heap_at(&o->timers, 0)->key <= now_us) {
+        opc__outbox_wake(o, opc__heap_at(&o->timers, 0)->id);
+    }
+    if (visible > o->visible) {
+        o->visible = visible;
+        for (d = o->fresh.first; d != OPC__ITEMS_NONE; d = next) {
+            next = o->dests[d].next;
+            opc__outbox_settle(o, d);
+        }
+    }
+    return o->ready.count;
+}
+
+/* The destination whose turn it is, or OPC__ITEMS_NONE; its next turn comes after all others. It has
+   something to send (opc__outbox_next), or `ask` is set. */
+OPC__FN uint32_t opc__outbox_due(opc__outbox *o) {
+    uint32_t d = o->ready.first;
+    if (d == OPC__ITEMS_NONE) return d;
+    opc__outbox_leave(o, d);
+    opc__outbox_enter(o, d, OPC__OUTBOX_AT_READY);
+    return d;
+}
+
+/* Until when nothing is due if nothing happens: 0: something is now; UINT64_MAX: for ever. */
+OPC__FN uint64_t opc__outbox_deadline(const opc__outbox *o) {
+    if (o->ready.count > 0) return 0;
+    if (o->timers.count == 0) return UINT64_MAX;
+    return (uint64_t)opc__heap_at(&o->timers, 0)->key;
+}
+
+/* The entry to send to a destination now, or OPC__ITEMS_NONE. It stays the same until
+   opc__outbox_sent is called for it, or it leaves the queue. */
+OPC__FN uint32_t opc__outbox_next(const opc__outbox *o, uint32_t d) {
+    uint32_t i = opc__outbox_cursor(o, d);
+    if (i == OPC__ITEMS_NONE) return i;
+    return opc__outbox_position(o, opc__items_at(o->items, i)) <= o->visible ? i : OPC__ITEMS_NONE;
+}
+
+/* What opc__outbox_next gave is under way. `how`: OPC__TRIED_. */
+OPC__FN void opc__outbox_sent(opc__outbox *o, uint32_t i, unsigned how) {
+    opc__entry *e = opc__items_at(o->items, i);
+    opc__era *a = opc__outbox_era(o, e);
+    OPCOMMS_ASSERT(a->cursor == i);
+    e->tried = (e->tried | how) & 3u;
+    a->cursor = e->next;
+    if (e->uid > a->sent) a->sent = e->uid;
+    o->dests[e->box].under_way++;
+    if (e->term) opc__heap_drop(&o->ends, (uint32_t)e->position);
+    opc__outbox_settle(o, e->box);
+}
+
+/* The connection is gone, by nobody's fault: what was under way is sent again on the next. */
+OPC__FN void opc__outbox_rewind(opc__outbox *o, uint32_t d) {
+    opc__dest *x = &o->dests[d];
+    uint32_t r, i;
+    for (r = x->era_first; r != OPC__ITEMS_NONE; r = o->eras[r].next) {
+        opc__era *a = &o->eras[r];
+        i = x->terms > 0 ? a->todo : a->cursor;
+        while (i != a->cursor) {
+            opc__outbox_end_set(o, i);
+            i = opc__items_at(o->items, i)->next;
+        }
+        a->cursor = a->todo;
+        a->got = a->todo;
+        a->received = a->durable;
+        if (a->first != a->todo) x->ask = 1;
+    }
+    x->under_way = 0;
+    if (x->at == OPC__OUTBOX_AT_PARKED) opc__outbox_wake(o, d); /* what it waited for is gone */
+    opc__outbox_settle(o, d);
+}
+
+/* The entry after i, OPC__ITEMS_NONE: the first, for which the end of the present attempt counts as
+   one: those under way, or if there are none the oldest; or OPC__ITEMS_NONE. */
+OPC__FN uint32_t opc__outbox_trying(const opc__outbox *o, uint32_t d, uint32_t i) {
+    const opc__dest *x = &o->dests[d];
+    uint32_t r = x->era_first;
+    if (i != OPC__ITEMS_NONE) {
+        const opc__entry *e = opc__items_at(o->items, i);
+        if (x->under_way == 0) return OPC__ITEMS_NONE;
+        i = e->next;
+        r = e->who & 0xffffu;
+        if (i != OPC__ITEMS_NONE && i != o->eras[r].cursor) return i;
+        r = o->eras[r].next;
+    }
+    for (; r != OPC__ITEMS_NONE; r = o->eras[r].next) {
+        const opc__era *a = &o->eras[r];
+        if (a->todo == OPC__ITEMS_NONE) continue;
+        if (x->under_way == 0 || a->todo != a->cursor) return a->todo;
+    }
+    return OPC__ITEMS_NONE;
+}
+
+/* An attempt failed: it counts for opc__outbox_trying, everything is sent again, and not before a
+   time between half of and the whole of the present backoff, which doubles. `random`: 32 bits.
+   opc__outbox_giveup then has those whose attempts are used up. */
+OPC__FN void opc__outbox_failed(opc__outbox *o, uint32_t d, int32_t code, uint64_t now_us,
+                                uint32_t random) {
+    opc__dest *x = &o->dests[d];
+    uint64_t whole = (uint64_t)o->limits.retry_min_ms * 1000u;
+    uint64_t most = (uint64_t)o->limits.retry_max_ms * 1000u, half;
+    uint32_t i = OPC__ITEMS_NONE, k;
+    OPCOMMS_ASSERT(code < 0);
+    x->code = code;
+    if (x->count == 0) return;
+    while ((i = opc__outbox_trying(o, d, i)) != OPC__ITEMS_NONE) {
+        opc__entry *e = opc__items_at(o->items, i);
+        if (opc__outbox_attempts(e) < 0xffffu) e->who += 0x10000u;
+        opc__outbox_end_set(o, i);
+    }
+    opc__outbox_rewind(o, d);
+    for (k = 0; k < x->doublings && whole < most; k++) whole *= 2;
+    if (whole > most) whole = most;
+    if (x->doublings < 32) x->doublings++;
+    half = whole / 2;
+    x->retry_us = now_us + whole - ((half >> 32) * random + ((half & 0xffffffffu) * random >> 32));
+    opc__outbox_leave(o, d);
+    opc__outbox_enter(o, d, OPC__OUTBOX_AT_BACKOFF);
+}
+
+/* An attempt succeeded: there is a connection, and it carries messages. */
+OPC__FN void opc__outbox_ok(opc__outbox *o, uint32_t d) {
+    opc__dest *x = &o->dests[d];
+    x->doublings = 0;
+    x->retry_us = 0;
+    x->ask = 0;
+    if (x->at == OPC__OUTBOX_AT_BACKOFF) {
+        opc__outbox_wake(o, d);
+    } else {
+        opc__outbox_settle(o, d);
+    }
+}
+
+/* The next that must become a dead letter, or OPC__ITEMS_NONE: its attempts are used up or its time
+   has passed. The caller tells the store, then calls opc__outbox_kill with *code. */
+OPC__FN uint32_t opc__outbox_giveup(const opc__outbox *o, int64_t now_s, int32_t *code) {
+    const opc__heap_node *top;
+    const opc__term *t;
+    if (o->ends.count == 0) return OPC__ITEMS_NONE;
+    top = opc__heap_at(&o->ends, 0);
+    if (top->key > now_s) return OPC__ITEMS_NONE;
+    t = (const opc__term *)opc__pieces_at(&o->terms, top->id);
+    *code = OPCOMMS_E_TIMEOUT;
+    if (top->key == INT64_MIN) {
+        *code = o->dests[opc__items_at(o->items, t->entry)->box].code;
+        if (*code >= 0) *code = OPCOMMS_E_CONNECT; /* not known any more */
+    }
+    return t->entry;
+}
+
+/* When opc__outbox_giveup has something to say next; INT64_MAX: never. */
+OPC__FN int64_t opc__outbox_giveup_s(const opc__outbox *o) {
+    return o->ends.count > 0 ? opc__heap_at(&o->ends, 0)->key : INT64_MAX;
+}
+
+/* ---- acknowledgements ---- */
+
+/* All messages of an era up to `number` have reached a level, which includes those below. Numbers
+   beyond what may have been sent are cut down to that. */
+OPC__FN void opc__outbox_acked(opc__outbox *o, uint32_t era, int level, uint64_t number) {
+    opc__era *a = &o->eras[era];
+    if (number > a->sent) number = a->sent;
+    if (level >= OPC__LEVEL_CONSUMED && number > a->consumed) a->consumed = number;
+    if (level >= OPC__LEVEL_DURABLE && number > a->durable) a->durable = number;
+    if (number > a->received) a->received = number;
+}
+
+/* Entry i is durable at the receiver and waits to be consumed; nothing but that ends it. */
+OPC__FN void opc__outbox_wait(opc__outbox *o, opc__era *a, uint32_t i) {
+    const opc__entry *e = opc__items_at(o->items, i);
+    OPCOMMS_ASSERT(a->todo == i);
+    opc__outbox_term_drop(o, i);
+    if (a->cursor == i) {
+        a->cursor = e->next; /* stored there on an earlier connection: not sent again */
+    } else {
+        o->dests[e->box].under_way--;
+    }
+    if (a->got == i) a->got = e->next;
+    a->todo = e->next;
+}
+
+/* After opc__outbox_acked, call until OPC__ITEMS_NONE: the entries whose state changed, each with
+   its new one. OVER: the caller tells the store, then calls opc__outbox_remove; until then the same
+   is given again. RECEIVED is told for messages that asked for this level alone; they stay queued
+   until they are durable. */
+OPC__FN uint32_t opc__outbox_progress(opc__outbox *o, uint32_t d, int *state) {
+    uint32_t r, i;
+    for (r = o->dests[d].era_first; r != OPC__ITEMS_NONE; r = o->eras[r].next) {
+        opc__era *a = &o->eras[r];
+        *state = OPC__OUTBOX_OVER;
+        if (a->first != a->todo && opc__items_at(o->items, a->first)->uid <= a->consumed) {
+            return a->first;
+        }
+        *state = OPC__OUTBOX_RECEIVED;
+        while (a->got != OPC__ITEMS_NONE && a->got != a->cursor) {
+            const opc__entry *e = opc__items_at(o->items, a->got);
+            if (e->uid > a->received) break;
+            i = a->got;
+            a->got = e->next;
+            if (e->level == OPC__LEVEL_RECEIVED && e->uid > a->durable) return i;
+        }
+        if (a->todo != OPC__ITEMS_NONE) {
+            const opc__entry *e = opc__items_at(o->items, a->todo);
+            if (e->uid > a->durable) continue;
+            i = a->todo;
+            *state = OPC__OUTBOX_OVER;
+            if (e->level != OPC__LEVEL_CONSUMED || e->uid <= a->consumed) return i;
+            opc__outbox_wait(o, a, i);
+            opc__outbox_settle(o, d);
+            *state = OPC__OUTBOX_DURABLE;
+            return i;
+        }
+    }
+    return OPC__ITEMS_NONE;
 }
 
 /* >>peer ==== L3 ==== what a peer is made of; its log lines; when its store writes and syncs */

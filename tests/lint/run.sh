@@ -139,7 +139,9 @@ nouns="cfg:OPC__STATIC cfg:OPC__FN str:opc__text
     store:OPC__STREAM store:OPC__CONTEXT store:OPC__DONE store:OPC__NOTE store:OPC__KIND log:OPC__OP
     allow:opc__list allow:OPC__LIST allow:opc__rules allow:opc__rule limit:opc__bucket limit:opc__rates
     conn:opc__call conn:opc__reply conn:OPC__OUT items:opc__entry items:opc__pieces
-    mailbox:opc__box mailbox:opc__sender node:opc__slot node:opc__link node:OPC__LINK node:opc__crowd node:opc__end
+    mailbox:opc__box mailbox:opc__sender
+    outbox:opc__dest outbox:opc__era outbox:opc__term outbox:opc__heap store:OPC__LEVEL
+    node:opc__slot node:opc__link node:OPC__LINK node:opc__crowd node:opc__end
     node:opc__sleeper
     pub-access:opc__pub pub-key:opc__pub"
 rule_prefixes() {
