@@ -13712,8 +13712,8 @@ OPC__FN uint32_t opc__outbox_tick(opc__outbox *o, uint64_t now_us, uint64_t visi
     return o->ready.count;
 }
 
-/* The destination whose turn it is, or OPC__ITEMS_NONE; its next turn comes after all others. It has
-   something to send (opc__outbox_next), or `ask` is set. */
+/* The destination whose turn it is, or OPC__ITEMS_NONE; its next turn comes after all others. It
+   has something to send (opc__outbox_next), or `ask` is set. */
 OPC__FN uint32_t opc__outbox_due(opc__outbox *o) {
     uint32_t d = o->ready.first;
     if (d == OPC__ITEMS_NONE) return d;
