@@ -11486,6 +11486,869 @@ OPC__FN int opc__rates_take(opc__rates *r, const uint8_t hash[32], uint32_t *hin
     return opc__bucket_take_some(&r->by[i].bucket, now_us, burst, per_second, cost);
 }
 
+/* >>numbers ==== L3 ==== who sent which numbers: duplicates, and logs that were rolled back */
+
+/* A stream is what one sender (a key and its mailbox) sends to one mailbox, of one kind. Its
+   messages are named by epoch, which is one opening of the sender's log, and number.
+   QUEUE  numbers rise, gaps are legal: what is not above the last one stored is a duplicate, and so
+          is all of an earlier epoch.
+   DIRECT any order within the 1 024 numbers up to the highest one of the newest epoch; what is
+          older than that cannot be told.
+   An epoch of counter 0 is of a store in memory: each is a stream of its own, never judged, and is
+   forgotten, longest unused first, when there are too many streams. All others are kept.
+
+   Rollback. Of each peer that has a log we keep the epochs it has announced: those of its last
+   HELLO, and of earlier ones of the same opening. (Not of the last alone: after a crash messages
+   can be pending again whose end was not on the disk yet, but only until its log is opened anew.)
+   A HELLO shows that the peer's log is an older copy when it names an epoch up to the highest known
+   one that we have not been told of, or when its current epoch is below that. It shows that our own
+   log is an older copy when we are known by an epoch which is not among the newest 256 openings of
+   our log, nor older than all 256. Nothing is exchanged then until the operator accepts: what is
+   known of the peer's epochs and numbers is forgotten, and messages of epochs up to the highest
+   known one are uncertain from then on: they may have come before. That our own log is one is
+   remembered until then; the peer's may also be put right again.
+
+   Notes, integers big-endian, all of them written anew by compaction.
+   SEEN, what has come of one stream; counts beside the messages that are in the log themselves:
+       0  sender 32        34  kind of stream 1, zero 1               40  epoch counter 8, random 8
+      32  from_id 1        36  dest length 2 (0: our own identity,    56  highest number 8
+      33  dest_id 1            else 1 to 1 024), zero 2               64  DIRECT: bitmap 128; then dest
+          Bit b (value 1 << b) of byte k of the bitmap: the number which is 8 * k + b below the
+          highest one has come.
+   PEER, all that is known of one peer; replaces the one before:
+       0  key 32                                               48  excused: counter 8, random 8
+      32  forgotten 8: the peer's messages in this log up to   64  blamed: counter 8, random 8
+          this number do not count, because it was accepted    80  count 2 (at most 251), zero 6
+      40  uncertain up to this counter 8                       88  count x (counter 8, random 8)
+          `blamed` (zero: none) is the epoch the peer knows us by, which our log has never had;
+          `excused` the one that was accepted last. The epochs the peer has announced follow, of
+          ascending counters from 1.
+   OPENED, one opening of this log: counter 8, random 32, of which the first 8 are its epoch's. */
+
+#define OPC__NUMBERS_WINDOW 1024u
+#define OPC__NUMBERS_HISTORY 256u
+#define OPC__NUMBERS_EPOCHS (OPC__NATIVE_EPOCHS + 1u)
+#define OPC__NUMBERS_NONE 0xffffffffu
+#define OPC__NUMBERS_PEERS 256u /* buckets of the table of peers */
+#define OPC__NUMBERS_SEEN 64u
+#define OPC__NUMBERS_PEER 88u
+#define OPC__NUMBERS_OPENED 40u
+OPC__STATIC_ASSERT(numbers_peer,
+                   OPC__NUMBERS_PEER + 16u * OPC__NUMBERS_EPOCHS <= OPC__NOTE_MAX);
+OPC__STATIC_ASSERT(numbers_seen,
+                   OPC__NUMBERS_SEEN + OPC__NUMBERS_WINDOW / 8u + OPC__DEST_MAX <= OPC__NOTE_MAX);
+
+enum {
+    OPC__NUMBERS_NEW = 1,
+    OPC__NUMBERS_DUPLICATE,
+    OPC__NUMBERS_TOO_OLD, /* DIRECT: whether it has come cannot be told */
+    OPC__NUMBERS_ROLLBACK /* another history of the sender's log */
+};
+enum { OPC__NUMBERS_THEIRS = 1, OPC__NUMBERS_OURS = 2 }; /* whose log is an older copy */
+
+/* What names a stream. */
+typedef struct opc__numbers_key {
+    uint8_t sender[32];
+    uint8_t from_id;
+    uint8_t dest_id;
+    uint8_t kind; /* OPC__STREAM_QUEUE or _DIRECT */
+    uint32_t dest_len; /* 0: our own identity */
+    const uint8_t *dest;
+    opc__epoch epoch; /* counts only when its counter is 0 */
+} opc__numbers_key;
+
+typedef struct opc__numbers_stream {
+    uint8_t sender[32];
+    uint8_t from_id;
+    uint8_t dest_id;
+    uint8_t kind; /* 0: this place is free */
+    uint32_t dest_len;
+    uint8_t *dest;
+    uint64_t random; /* of the volatile epoch, else 0 */
+    opc__epoch epoch;
+    uint64_t number; /* the highest; 0: none */
+    uint64_t uncertain_to;
+    uint64_t *bits; /* DIRECT: number n is bit n % 1 024 */
+    uint32_t hash;
+    uint32_t users;
+    uint32_t next; /* in its bucket; or among the free */
+    uint32_t idle_next; /* volatile and without users: longest unused first */
+    uint32_t idle_prev;
+} opc__numbers_stream;
+
+typedef struct opc__numbers_peer {
+    uint8_t key[32];
+    opc__epoch *list; /* announced, ascending */
+    uint32_t count;
+    uint32_t next;
+    opc__epoch excused;
+    opc__epoch blamed;
+    uint64_t uncertain_to;
+    uint64_t forgotten;
+    int theirs; /* its last HELLO showed that its log is an older copy */
+} opc__numbers_peer;
+
+typedef struct opc__numbers {
+    opc__mem *mem;
+    uint64_t seed;
+    uint64_t uid; /* highest number in our log of a message that counts here */
+    char own_text[65];
+    opc__numbers_stream *streams;
+    uint32_t streams_cap;
+    uint32_t streams_max;
+    uint32_t streams_top; /* places that were ever in use */
+    uint32_t streams_count;
+    uint32_t streams_free;
+    uint32_t *bucket;
+    uint32_t buckets;
+    uint32_t idle_first;
+    uint32_t idle_last;
+    opc__numbers_peer *peers;
+    uint32_t peers_cap;
+    uint32_t peers_max;
+    uint32_t peers_count;
+    uint32_t peer_bucket[OPC__NUMBERS_PEERS];
+    uint32_t opened_first;
+    uint32_t opened_count;
+    uint8_t opened[OPC__NUMBERS_HISTORY][OPC__NUMBERS_OPENED];
+} opc__numbers;
+
+/* seed: random, so that nobody can choose streams that are slow to find. */
+OPC__FN void opc__numbers_init(opc__numbers *n, opc__mem *mem, const uint8_t own_hash[32],
+                               uint32_t streams_max, uint32_t peers_max, uint64_t seed) {
+    uint32_t i;
+    OPCOMMS_ASSERT(streams_max > 0);
+    OPCOMMS_ASSERT(peers_max > 0);
+    memset(n, 0, sizeof *n);
+    n->mem = mem;
+    n->seed = seed;
+    n->streams_max = streams_max;
+    n->peers_max = peers_max;
+    n->streams_free = OPC__NUMBERS_NONE;
+    n->idle_first = OPC__NUMBERS_NONE;
+    n->idle_last = OPC__NUMBERS_NONE;
+    opc__str_hash_write(own_hash, n->own_text);
+    for (i = 0; i < OPC__NUMBERS_PEERS; i++) n->peer_bucket[i] = OPC__NUMBERS_NONE;
+}
+
+OPC__FN void opc__numbers_clear(opc__numbers *n, opc__numbers_stream *s) {
+    opc__mem_free(n->mem, s->dest, s->dest_len);
+    opc__mem_free(n->mem, s->bits, OPC__NUMBERS_WINDOW / 8u);
+    memset(s, 0, sizeof *s);
+}
+
+OPC__FN void opc__numbers_free(opc__numbers *n) {
+    uint32_t i;
+    if (n->mem == NULL) return;
+    for (i = 0; i < n->streams_top; i++) opc__numbers_clear(n, &n->streams[i]);
+    for (i = 0; i < n->peers_count; i++) {
+        opc__mem_free(n->mem, n->peers[i].list, n->peers[i].count * sizeof(opc__epoch));
+    }
+    opc__mem_free(n->mem, n->streams, n->streams_cap * sizeof *n->streams);
+    opc__mem_free(n->mem, n->peers, n->peers_cap * sizeof *n->peers);
+    opc__mem_free(n->mem, n->bucket, n->buckets * sizeof *n->bucket);
+    memset(n, 0, sizeof *n);
+}
+
+/* ---- tables ---- */
+
+OPC__FN opcomms_err opc__numbers_grow(opc__mem *mem, void **table, uint32_t *cap, size_t bytes) {
+    uint32_t fresh_cap = *cap == 0 ? 16 : *cap * 2;
+    void *fresh;
+    if (*cap > OPC__NUMBERS_NONE / 4u) return OPCOMMS_E_LIMIT;
+    fresh = opc__mem_array(mem, fresh_cap, bytes);
+    if (fresh == NULL) return OPCOMMS_E_NOMEM;
+    if (*cap > 0) memcpy(fresh, *table, *cap * bytes);
+    opc__mem_free(mem, *table, *cap * bytes);
+    *table = fresh;
+    *cap = fresh_cap;
+    return OPCOMMS_OK;
+}
+
+OPC__FN uint64_t opc__numbers_mix(uint64_t h, uint64_t v) {
+    h = (h ^ v) * 0x9e3779b97f4a7c15u;
+    return h ^ (h >> 29);
+}
+
+OPC__FN uint32_t opc__numbers_hash(const opc__numbers *n, const opc__numbers_key *k) {
+    uint64_t h = n->seed;
+    uint32_t i;
+    for (i = 0; i < 32; i += 8) h = opc__numbers_mix(h, opc__buf_be64(k->sender + i));
+    h = opc__numbers_mix(h, (uint64_t)k->from_id << 16 | (uint64_t)k->dest_id << 8 | k->kind);
+    h = opc__numbers_mix(h, k->epoch.counter == 0 ? k->epoch.random : 0);
+    for (i = 0; i + 8 <= k->dest_len; i += 8) h = opc__numbers_mix(h, opc__buf_be64(k->dest + i));
+    for (; i < k->dest_len; i++) h = opc__numbers_mix(h, k->dest[i]);
+    return (uint32_t)(opc__numbers_mix(h, k->dest_len) >> 32);
+}
+
+/* Failing is no harm: the chains are longer then. */
+OPC__FN void opc__numbers_rehash(opc__numbers *n) {
+    uint32_t buckets = n->buckets == 0 ? 64 : n->buckets * 2, i;
+    uint32_t *fresh = (uint32_t *)opc__mem_array(n->mem, buckets, sizeof *fresh);
+    if (fresh == NULL) return;
+    for (i = 0; i < buckets; i++) fresh[i] = OPC__NUMBERS_NONE;
+    for (i = 0; i < n->streams_top; i++) {
+        opc__numbers_stream *s = &n->streams[i];
+        if (s->kind == 0) continue;
+        s->next = fresh[s->hash & (buckets - 1)];
+        fresh[s->hash & (buckets - 1)] = i;
+    }
+    opc__mem_free(n->mem, n->bucket, n->buckets * sizeof *n->bucket);
+    n->bucket = fresh;
+    n->buckets = buckets;
+}
+
+OPC__FN uint32_t opc__numbers_find(const opc__numbers *n, const opc__numbers_key *k,
+                                   uint32_t hash) {
+    uint64_t random = k->epoch.counter == 0 ? k->epoch.random : 0;
+    uint32_t i = n->buckets == 0 ? OPC__NUMBERS_NONE : n->bucket[hash & (n->buckets - 1)];
+    for (; i != OPC__NUMBERS_NONE; i = n->streams[i].next) {
+        const opc__numbers_stream *s = &n->streams[i];
+        if (s->hash == hash && s->random == random && s->kind == k->kind &&
+            s->from_id == k->from_id && s->dest_id == k->dest_id && s->dest_len == k->dest_len &&
+            memcmp(s->sender, k->sender, 32) == 0 &&
+            (k->dest_len == 0 || memcmp(s->dest, k->dest, k->dest_len) == 0)) {
+            return i;
+        }
+    }
+    return OPC__NUMBERS_NONE;
+}
+
+OPC__FN void opc__numbers_idle_out(opc__numbers *n, uint32_t i) {
+    opc__numbers_stream *s = &n->streams[i];
+    if (n->idle_first != i && s->idle_prev == OPC__NUMBERS_NONE) return; /* it is not in it */
+    if (s->idle_prev != OPC__NUMBERS_NONE) n->streams[s->idle_prev].idle_next = s->idle_next;
+    if (s->idle_next != OPC__NUMBERS_NONE) n->streams[s->idle_next].idle_prev = s->idle_prev;
+    if (n->idle_first == i) n->idle_first = s->idle_next;
+    if (n->idle_last == i) n->idle_last = s->idle_prev;
+    s->idle_next = OPC__NUMBERS_NONE;
+    s->idle_prev = OPC__NUMBERS_NONE;
+}
+
+OPC__FN void opc__numbers_idle_in(opc__numbers *n, uint32_t i) {
+    opc__numbers_stream *s = &n->streams[i];
+    OPCOMMS_ASSERT(s->users == 0);
+    OPCOMMS_ASSERT(s->random != 0);
+    opc__numbers_idle_out(n, i);
+    s->idle_prev = n->idle_last;
+    if (n->idle_last != OPC__NUMBERS_NONE) n->streams[n->idle_last].idle_next = i;
+    if (n->idle_first == OPC__NUMBERS_NONE) n->idle_first = i;
+    n->idle_last = i;
+}
+
+OPC__FN void opc__numbers_remove(opc__numbers *n, uint32_t i) {
+    uint32_t *at = &n->bucket[n->streams[i].hash & (n->buckets - 1)];
+    OPCOMMS_ASSERT(n->streams[i].users == 0);
+    opc__numbers_idle_out(n, i);
+    while (*at != i) at = &n->streams[*at].next;
+    *at = n->streams[i].next;
+    opc__numbers_clear(n, &n->streams[i]);
+    n->streams[i].next = n->streams_free;
+    n->streams_free = i;
+    n->streams_count--;
+}
+
+OPC__FN uint32_t opc__numbers_peer_find(const opc__numbers *n, const uint8_t key[32]) {
+    uint64_t h = opc__numbers_mix(n->seed, opc__buf_be64(key));
+    uint32_t i = n->peer_bucket[h >> 32 & (OPC__NUMBERS_PEERS - 1)];
+    while (i != OPC__NUMBERS_NONE && memcmp(n->peers[i].key, key, 32) != 0) i = n->peers[i].next;
+    return i;
+}
+
+/* The peer's record; a fresh one, if there is none, of at most `max`. */
+OPC__FN opcomms_err opc__numbers_peer_get(opc__numbers *n, const uint8_t key[32], uint32_t max,
+                                          opc__numbers_peer **out) {
+    uint64_t h = opc__numbers_mix(n->seed, opc__buf_be64(key));
+    uint32_t *bucket = &n->peer_bucket[h >> 32 & (OPC__NUMBERS_PEERS - 1)];
+    uint32_t i = opc__numbers_peer_find(n, key);
+    if (i == OPC__NUMBERS_NONE) {
+        if (n->peers_count >= max) return OPCOMMS_E_LIMIT;
+        if (n->peers_count == n->peers_cap) {
+            void *table = n->peers;
+            opcomms_err rc = opc__numbers_grow(n->mem, &table, &n->peers_cap, sizeof *n->peers);
+            if (rc != OPCOMMS_OK) return rc;
+            n->peers = (opc__numbers_peer *)table;
+        }
+        i = n->peers_count++;
+        memset(&n->peers[i], 0, sizeof n->peers[i]);
+        memcpy(n->peers[i].key, key, 32);
+        n->peers[i].next = *bucket;
+        *bucket = i;
+    }
+    *out = &n->peers[i];
+    return OPCOMMS_OK;
+}
+
+/* A place for one stream more. */
+OPC__FN opcomms_err opc__numbers_place(opc__numbers *n, uint32_t max, uint32_t *out) {
+    void *table = n->streams;
+    opcomms_err rc;
+    if (n->streams_count >= max) {
+        if (n->idle_first == OPC__NUMBERS_NONE) return OPCOMMS_E_LIMIT;
+        opc__numbers_remove(n, n->idle_first);
+    }
+    if (n->streams_free != OPC__NUMBERS_NONE) {
+        *out = n->streams_free;
+        n->streams_free = n->streams[*out].next;
+        return OPCOMMS_OK;
+    }
+    if (n->streams_top == n->streams_cap) {
+        rc = opc__numbers_grow(n->mem, &table, &n->streams_cap, sizeof *n->streams);
+        if (rc != OPCOMMS_OK) return rc;
+        n->streams = (opc__numbers_stream *)table;
+    }
+    *out = n->streams_top++;
+    return OPCOMMS_OK;
+}
+
+/* The stream of this key; it is made, if there is none. */
+OPC__FN opcomms_err opc__numbers_get(opc__numbers *n, const opc__numbers_key *key, uint32_t max,
+                                     uint32_t *out) {
+    opc__numbers_key k = *key;
+    opc__numbers_stream *s, made;
+    uint32_t hash, i, peer;
+    opcomms_err rc;
+    OPCOMMS_ASSERT(k.dest_len <= OPC__DEST_MAX);
+    OPCOMMS_ASSERT(k.kind == OPC__STREAM_QUEUE || k.kind == OPC__STREAM_DIRECT);
+    if (k.dest_len == 64 && memcmp(k.dest, n->own_text, 64) == 0) k.dest_len = 0;
+    hash = opc__numbers_hash(n, &k);
+    *out = opc__numbers_find(n, &k, hash);
+    if (*out != OPC__NUMBERS_NONE) return OPCOMMS_OK;
+    if (n->streams_count >= n->buckets) opc__numbers_rehash(n);
+    if (n->buckets == 0) return OPCOMMS_E_NOMEM;
+    memset(&made, 0, sizeof made);
+    if (k.kind == OPC__STREAM_DIRECT) {
+        made.bits = (uint64_t *)opc__mem_alloc(n->mem, OPC__NUMBERS_WINDOW / 8u);
+        if (made.bits == NULL) return OPCOMMS_E_NOMEM;
+    }
+    if (k.dest_len > 0) {
+        made.dest = (uint8_t *)opc__mem_alloc(n->mem, k.dest_len);
+        if (made.dest != NULL) memcpy(made.dest, k.dest, k.dest_len);
+        made.dest_len = k.dest_len;
+    }
+    rc = k.dest_len > 0 && made.dest == NULL ? OPCOMMS_E_NOMEM : opc__numbers_place(n, max, &i);
+    if (rc != OPCOMMS_OK) {
+        opc__numbers_clear(n, &made);
+        return rc;
+    }
+    s = &n->streams[i];
+    *s = made;
+    memcpy(s->sender, k.sender, 32);
+    s->from_id = k.from_id;
+    s->dest_id = k.dest_id;
+    s->kind = k.kind;
+    s->random = k.epoch.counter == 0 ? k.epoch.random : 0;
+    s->hash = hash;
+    s->idle_next = OPC__NUMBERS_NONE;
+    s->idle_prev = OPC__NUMBERS_NONE;
+    peer = opc__numbers_peer_find(n, k.sender);
+    if (peer != OPC__NUMBERS_NONE) s->uncertain_to = n->peers[peer].uncertain_to;
+    s->next = n->bucket[hash & (n->buckets - 1)];
+    n->bucket[hash & (n->buckets - 1)] = i;
+    n->streams_count++;
+    *out = i;
+    return OPCOMMS_OK;
+}
+
+/* ---- numbers of a stream ---- */
+
+/* The index stays valid until it was closed as often as opened. OPCOMMS_E_LIMIT: as many streams as
+   may be have numbers to remember, or are open. */
+OPC__FN opcomms_err opc__numbers_open(opc__numbers *n, const opc__numbers_key *key, uint32_t *out) {
+    opcomms_err rc = opc__numbers_get(n, key, n->streams_max, out);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__numbers_idle_out(n, *out);
+    n->streams[*out].users++;
+    return OPCOMMS_OK;
+}
+
+OPC__FN void opc__numbers_close(opc__numbers *n, uint32_t i) {
+    opc__numbers_stream *s = &n->streams[i];
+    OPCOMMS_ASSERT(i < n->streams_top);
+    OPCOMMS_ASSERT(s->users > 0);
+    if (--s->users > 0) return;
+    if (s->number == 0) {
+        opc__numbers_remove(n, i); /* nothing to remember */
+    } else if (s->random != 0) {
+        opc__numbers_idle_in(n, i);
+    }
+}
+
+OPC__FN int opc__numbers_same(const opc__epoch *a, const opc__epoch *b) {
+    return a->counter == b->counter && a->random == b->random;
+}
+
+OPC__FN int opc__numbers_check(const opc__numbers *n, uint32_t i, const opc__epoch *epoch,
+                               uint64_t number) {
+    const opc__numbers_stream *s = &n->streams[i];
+    OPCOMMS_ASSERT(i < n->streams_top);
+    OPCOMMS_ASSERT(s->kind != 0);
+    if (s->number == 0) return OPC__NUMBERS_NEW;
+    if (epoch->counter > s->epoch.counter) return OPC__NUMBERS_NEW;
+    if (epoch->counter < s->epoch.counter) {
+        return s->kind == OPC__STREAM_QUEUE ? OPC__NUMBERS_DUPLICATE : OPC__NUMBERS_TOO_OLD;
+    }
+    if (epoch->random != s->epoch.random) return OPC__NUMBERS_ROLLBACK;
+    if (number > s->number) return OPC__NUMBERS_NEW;
+    if (s->kind == OPC__STREAM_QUEUE) return OPC__NUMBERS_DUPLICATE;
+    if (s->number - number >= OPC__NUMBERS_WINDOW) return OPC__NUMBERS_TOO_OLD;
+    number %= OPC__NUMBERS_WINDOW;
+    return s->bits[number / 64u] >> number % 64u & 1u ? OPC__NUMBERS_DUPLICATE : OPC__NUMBERS_NEW;
+}
+
+/* Up to `number` of this epoch; one of an older epoch, or below the window, changes nothing. */
+OPC__FN void opc__numbers_mark(opc__numbers_stream *s, const opc__epoch *epoch, uint64_t number) {
+    uint64_t i;
+    OPCOMMS_ASSERT(number > 0);
+    if (s->number != 0 && epoch->counter < s->epoch.counter) return;
+    if (s->number == 0 || !opc__numbers_same(epoch, &s->epoch)) {
+        s->epoch = *epoch;
+        s->number = 0;
+        if (s->bits != NULL) memset(s->bits, 0, OPC__NUMBERS_WINDOW / 8u);
+    }
+    if (s->kind == OPC__STREAM_DIRECT) {
+        if (number > s->number && number - s->number >= OPC__NUMBERS_WINDOW) {
+            memset(s->bits, 0, OPC__NUMBERS_WINDOW / 8u);
+        } else if (number > s->number) {
+            for (i = s->number + 1; i < number; i++) {
+                s->bits[i % OPC__NUMBERS_WINDOW / 64u] &= ~((uint64_t)1 << i % 64u);
+            }
+        }
+        if (number > s->number || s->number - number < OPC__NUMBERS_WINDOW) {
+            s->bits[number % OPC__NUMBERS_WINDOW / 64u] |= (uint64_t)1 << number % 64u;
+        }
+    }
+    if (number > s->number) s->number = number;
+}
+
+/* A message that was found to be new is in our log as `uid`. */
+OPC__FN void opc__numbers_take(opc__numbers *n, uint32_t i, const opc__epoch *epoch,
+                               uint64_t number, uint64_t uid) {
+    OPCOMMS_ASSERT(i < n->streams_top);
+    OPCOMMS_ASSERT(n->streams[i].kind != 0);
+    opc__numbers_mark(&n->streams[i], epoch, number);
+    if (uid > n->uid) n->uid = uid;
+}
+
+/* QUEUE: the highest number taken of this epoch, 0 when it is not the newest. DIRECT: 0, for there
+   "all up to it" would not be true. */
+OPC__FN uint64_t opc__numbers_seen(const opc__numbers *n, uint32_t i, const opc__epoch *epoch) {
+    const opc__numbers_stream *s = &n->streams[i];
+    OPCOMMS_ASSERT(i < n->streams_top);
+    if (s->kind != OPC__STREAM_QUEUE || !opc__numbers_same(epoch, &s->epoch)) return 0;
+    return s->number;
+}
+
+/* May a message of this epoch have come before its sender's log was accepted? */
+OPC__FN int opc__numbers_uncertain(const opc__numbers *n, uint32_t i, const opc__epoch *epoch) {
+    OPCOMMS_ASSERT(i < n->streams_top);
+    return epoch->counter != 0 && epoch->counter <= n->streams[i].uncertain_to;
+}
+
+/* Forgets the numbers of a peer's log; streams without users are gone then. */
+OPC__FN void opc__numbers_forget(opc__numbers *n, const uint8_t key[32]) {
+    uint32_t i;
+    for (i = 0; i < n->streams_top; i++) {
+        opc__numbers_stream *s = &n->streams[i];
+        if (s->kind == 0 || s->random != 0 || memcmp(s->sender, key, 32) != 0) continue;
+        s->number = 0;
+        if (s->users == 0) opc__numbers_remove(n, i);
+    }
+}
+OPC__FN void opc__numbers_doubt(opc__numbers *n, const uint8_t key[32], uint64_t uncertain_to) {
+    uint32_t i;
+    for (i = 0; i < n->streams_top; i++) {
+        opc__numbers_stream *s = &n->streams[i];
+        if (s->kind != 0 && memcmp(s->sender, key, 32) == 0) s->uncertain_to = uncertain_to;
+    }
+}
+
+/* ---- judging a peer ---- */
+
+OPC__FN const uint8_t *opc__numbers_opened(const opc__numbers *n, uint32_t i) {
+    OPCOMMS_ASSERT(i < n->opened_count);
+    return n->opened[(n->opened_first + i) % OPC__NUMBERS_HISTORY];
+}
+
+/* Was this an opening of our log? */
+OPC__FN int opc__numbers_was(const opc__numbers *n, const opc__epoch *e) {
+    opc__epoch one;
+    uint32_t i;
+    for (i = n->opened_count; i > 0; i--) {
+        opc__native_get_epoch(opc__numbers_opened(n, i - 1), &one);
+        if (opc__numbers_same(&one, e)) return 1;
+    }
+    return 0;
+}
+
+OPC__FN int opc__numbers_ours(const opc__numbers *n, const opc__numbers_peer *p,
+                              const opc__epoch *known) {
+    if (known->counter == 0 || n->opened_count == 0) return 0;
+    if (opc__numbers_was(n, known)) return 0;
+    if (p != NULL && opc__numbers_same(known, &p->excused)) return 0;
+    return n->opened_count < OPC__NUMBERS_HISTORY ||
+           known->counter >= opc__buf_be64(opc__numbers_opened(n, 0));
+}
+
+/* Of what a HELLO announces: pending ones, and behind them the current one. */
+OPC__FN const opc__epoch *opc__numbers_told(const opc__hello *h, uint32_t i) {
+    return i < h->count ? &h->pending[i] : &h->now;
+}
+
+OPC__FN int opc__numbers_theirs(const opc__numbers_peer *p, const opc__hello *h) {
+    uint64_t highest;
+    uint32_t i, k = 0;
+    if (h->now.counter == 0 || p == NULL || p->count == 0) return 0;
+    highest = p->list[p->count - 1].counter;
+    if (h->now.counter < highest) return 1;
+    for (i = 0; i <= h->count; i++) {
+        const opc__epoch *e = opc__numbers_told(h, i);
+        if (e->counter > highest) break;
+        while (p->list[k].counter < e->counter) k++;
+        if (!opc__numbers_same(&p->list[k], e)) return 1;
+    }
+    return 0;
+}
+
+/* The next of two ascending lists; those of one counter are the same. */
+OPC__FN const opc__epoch *opc__numbers_merge(const opc__numbers_peer *p, const opc__hello *h,
+                                             uint32_t *i, uint32_t *k) {
+    const opc__epoch *a = *i < p->count ? &p->list[*i] : NULL;
+    const opc__epoch *b = *k <= h->count ? opc__numbers_told(h, *k) : NULL;
+    if (a == NULL || (b != NULL && b->counter < a->counter)) {
+        if (b != NULL) ++*k;
+        return b;
+    }
+    if (b != NULL && b->counter == a->counter) ++*k;
+    ++*i;
+    return a;
+}
+
+OPC__FN opcomms_err opc__numbers_record(opc__numbers *n, opc__numbers_peer *p, const opc__hello *h,
+                                        int *changed) {
+    int fresh = p->count == 0 || h->now.counter > p->list[p->count - 1].counter;
+    uint32_t start = fresh ? p->count : 0, i, k, total, skip, at;
+    const opc__epoch *e;
+    opc__epoch *list;
+    for (i = start, k = 0, total = 0; opc__numbers_merge(p, h, &i, &k) != NULL;) total++;
+    if (!fresh && total == p->count) return OPCOMMS_OK;
+    skip = total > OPC__NUMBERS_EPOCHS ? total - OPC__NUMBERS_EPOCHS : 0;
+    list = (opc__epoch *)opc__mem_array(n->mem, total - skip, sizeof *list);
+    if (list == NULL) return OPCOMMS_E_NOMEM;
+    for (i = start, k = 0, at = 0; (e = opc__numbers_merge(p, h, &i, &k)) != NULL; at++) {
+        if (at >= skip) list[at - skip] = *e;
+    }
+    OPCOMMS_ASSERT(at == total);
+    opc__mem_free(n->mem, p->list, p->count * sizeof *list);
+    p->list = list;
+    p->count = total - skip;
+    *changed = 1;
+    return OPCOMMS_OK;
+}
+
+/* May anything be exchanged with this peer, which has said h? OPCOMMS_E_ROLLBACK: no, *whose log is
+   an older copy (OPC__NUMBERS_THEIRS, _OURS or both). In both cases *changed: what is known of it
+   has to be written, see opc__numbers_peer_note, before any message of it. Of h all is as
+   opc__native_hello_read leaves it. Other errors: out of memory, or too many peers. */
+OPC__FN opcomms_err opc__numbers_judge(opc__numbers *n, const uint8_t key[32], const opc__hello *h,
+                                       int *changed, int *whose) {
+    uint32_t i = opc__numbers_peer_find(n, key);
+    opc__numbers_peer *p = i == OPC__NUMBERS_NONE ? NULL : &n->peers[i];
+    int theirs = opc__numbers_theirs(p, h), ours = opc__numbers_ours(n, p, &h->known);
+    opcomms_err rc;
+    *changed = 0;
+    *whose = 0;
+    if (p == NULL && !theirs && !ours && h->now.counter == 0) return OPCOMMS_OK;
+    rc = opc__numbers_peer_get(n, key, n->peers_max, &p);
+    if (rc != OPCOMMS_OK) return rc;
+    p->theirs = theirs;
+    if (ours && !opc__numbers_same(&p->blamed, &h->known)) {
+        p->blamed = h->known;
+        *changed = 1;
+    }
+    if (theirs) *whose |= OPC__NUMBERS_THEIRS;
+    if (p->blamed.counter != 0) *whose |= OPC__NUMBERS_OURS;
+    if (*whose != 0) return OPCOMMS_E_ROLLBACK;
+    return h->now.counter == 0 ? OPCOMMS_OK : opc__numbers_record(n, p, h, changed);
+}
+
+/* As whom we know this peer, for our HELLO to it. */
+OPC__FN void opc__numbers_known(const opc__numbers *n, const uint8_t key[32], opc__epoch *out) {
+    uint32_t i = opc__numbers_peer_find(n, key);
+    memset(out, 0, sizeof *out);
+    if (i != OPC__NUMBERS_NONE && n->peers[i].count > 0) {
+        *out = n->peers[i].list[n->peers[i].count - 1];
+    }
+}
+
+/* Has this peer announced this epoch, or is it volatile? An OPEN with another one is a lie. */
+OPC__FN int opc__numbers_announced(const opc__numbers *n, const uint8_t key[32],
+                                   const opc__epoch *epoch) {
+    uint32_t i = opc__numbers_peer_find(n, key), k;
+    if (epoch->counter == 0) return 1;
+    for (k = 0; i != OPC__NUMBERS_NONE && k < n->peers[i].count; k++) {
+        if (opc__numbers_same(&n->peers[i].list[k], epoch)) return 1;
+    }
+    return 0;
+}
+
+OPC__FN int opc__numbers_whose(const opc__numbers_peer *p) {
+    return (p->theirs ? OPC__NUMBERS_THEIRS : 0) |
+           (p->blamed.counter != 0 ? OPC__NUMBERS_OURS : 0);
+}
+
+/* The next peer that is stopped, from *at, which begins with 0; NULL: there is none. */
+OPC__FN const uint8_t *opc__numbers_stopped(const opc__numbers *n, uint32_t *at, int *whose) {
+    while (*at < n->peers_count) {
+        const opc__numbers_peer *p = &n->peers[(*at)++];
+        *whose = opc__numbers_whose(p);
+        if (*whose != 0) return p->key;
+    }
+    return NULL;
+}
+
+/* The operator accepts what was found: the peer is known anew at its next HELLO. Its note has to be
+   written. OPCOMMS_E_NOT_FOUND: it is not stopped. */
+OPC__FN opcomms_err opc__numbers_accept(opc__numbers *n, const uint8_t key[32]) {
+    uint32_t i = opc__numbers_peer_find(n, key);
+    opc__numbers_peer *p;
+    if (i == OPC__NUMBERS_NONE || opc__numbers_whose(&n->peers[i]) == 0) return OPCOMMS_E_NOT_FOUND;
+    p = &n->peers[i];
+    if (p->count > 0 && p->list[p->count - 1].counter > p->uncertain_to) {
+        p->uncertain_to = p->list[p->count - 1].counter;
+    }
+    if (p->blamed.counter != 0) p->excused = p->blamed;
+    memset(&p->blamed, 0, sizeof p->blamed);
+    p->theirs = 0;
+    if (n->uid > p->forgotten) p->forgotten = n->uid;
+    opc__mem_free(n->mem, p->list, p->count * sizeof *p->list);
+    p->list = NULL;
+    p->count = 0;
+    opc__numbers_forget(n, key);
+    opc__numbers_doubt(n, key, p->uncertain_to);
+    return OPCOMMS_OK;
+}
+
+/* ---- notes ---- */
+
+OPC__FN size_t opc__numbers_peer_write(const opc__numbers_peer *p, uint8_t out[OPC__NOTE_MAX]) {
+    uint32_t i;
+    OPCOMMS_ASSERT(p->count <= OPC__NUMBERS_EPOCHS);
+    memset(out, 0, OPC__NUMBERS_PEER);
+    memcpy(out, p->key, 32);
+    opc__buf_put64(out + 32, p->forgotten);
+    opc__buf_put64(out + 40, p->uncertain_to);
+    opc__native_put_epoch(out + 48, &p->excused);
+    opc__native_put_epoch(out + 64, &p->blamed);
+    opc__buf_put16(out + 80, p->count);
+    for (i = 0; i < p->count; i++) {
+        opc__native_put_epoch(out + OPC__NUMBERS_PEER + (size_t)16 * i, &p->list[i]);
+    }
+    return OPC__NUMBERS_PEER + (size_t)16 * p->count;
+}
+
+/* The body of a peer's OPC__NOTE_PEER; 0: nothing is known of it. */
+OPC__FN size_t opc__numbers_peer_note(const opc__numbers *n, const uint8_t key[32],
+                                      uint8_t out[OPC__NOTE_MAX]) {
+    uint32_t i = opc__numbers_peer_find(n, key);
+    return i == OPC__NUMBERS_NONE ? 0 : opc__numbers_peer_write(&n->peers[i], out);
+}
+
+OPC__FN size_t opc__numbers_seen_write(const opc__numbers_stream *s, uint8_t out[OPC__NOTE_MAX]) {
+    size_t len = OPC__NUMBERS_SEEN;
+    uint64_t i, at;
+    OPCOMMS_ASSERT(s->number > 0);
+    memset(out, 0, OPC__NUMBERS_SEEN + OPC__NUMBERS_WINDOW / 8u);
+    memcpy(out, s->sender, 32);
+    out[32] = s->from_id;
+    out[33] = s->dest_id;
+    out[34] = s->kind;
+    opc__buf_put16(out + 36, s->dest_len);
+    opc__native_put_epoch(out + 40, &s->epoch);
+    opc__buf_put64(out + 56, s->number);
+    if (s->kind == OPC__STREAM_DIRECT) {
+        for (i = 0; i < OPC__NUMBERS_WINDOW && i < s->number; i++) {
+            at = (s->number - i) % OPC__NUMBERS_WINDOW;
+            if (s->bits[at / 64u] >> at % 64u & 1u) out[len + i / 8u] |= (uint8_t)(1u << i % 8u);
+        }
+        len += OPC__NUMBERS_WINDOW / 8u;
+    }
+    if (s->dest_len > 0) memcpy(out + len, s->dest, s->dest_len);
+    return len + s->dest_len;
+}
+
+typedef opcomms_err (*opc__numbers_emit)(void *user, unsigned type, const uint8_t *body, size_t n);
+
+/* All there is to remember, for a log that begins anew. Ends with the first error of emit. */
+OPC__FN opcomms_err opc__numbers_notes(const opc__numbers *n, opc__numbers_emit emit, void *user) {
+    uint8_t body[OPC__NOTE_MAX];
+    opcomms_err rc = OPCOMMS_OK;
+    uint32_t i;
+    for (i = 0; i < n->opened_count && rc == OPCOMMS_OK; i++) {
+        rc = emit(user, OPC__NOTE_OPENED, opc__numbers_opened(n, i), OPC__NUMBERS_OPENED);
+    }
+    /* before SEEN: a peer that was accepted makes forget */
+    for (i = 0; i < n->peers_count && rc == OPCOMMS_OK; i++) {
+        size_t len = opc__numbers_peer_write(&n->peers[i], body);
+        rc = emit(user, OPC__NOTE_PEER, body, len);
+    }
+    for (i = 0; i < n->streams_top && rc == OPCOMMS_OK; i++) {
+        if (n->streams[i].kind == 0 || n->streams[i].number == 0) continue;
+        rc = emit(user, OPC__NOTE_SEEN, body, opc__numbers_seen_write(&n->streams[i], body));
+    }
+    return rc;
+}
+
+/* ---- recovery ---- */
+
+/* The stream of a message or note in the log. What the log remembers is not limited. */
+OPC__FN opcomms_err opc__numbers_recover(opc__numbers *n, const opc__numbers_key *key,
+                                         uint32_t *out) {
+    int within = n->streams_count < n->streams_max || n->idle_first != OPC__NUMBERS_NONE;
+    opcomms_err rc = opc__numbers_get(n, key, within ? n->streams_max : OPC__NUMBERS_NONE, out);
+    if (rc == OPCOMMS_OK && n->streams[*out].random != 0 && n->streams[*out].users == 0) {
+        opc__numbers_idle_in(n, *out);
+    }
+    return rc;
+}
+
+/* A received message that the log still has, in the order of the log. */
+OPC__FN opcomms_err opc__numbers_recover_seen(opc__numbers *n, const opc__msg_meta *m) {
+    opc__numbers_key k;
+    uint32_t i, peer = opc__numbers_peer_find(n, m->from);
+    opcomms_err rc;
+    if (m->stream == OPC__STREAM_NONE) return OPCOMMS_OK;
+    if ((m->stream != OPC__STREAM_QUEUE && m->stream != OPC__STREAM_DIRECT) || m->number == 0 ||
+        (m->epoch.counter | m->epoch.random) == 0 || m->dest_len > OPC__DEST_MAX) {
+        return OPCOMMS_E_LOG_DAMAGED;
+    }
+    if (m->uid > n->uid) n->uid = m->uid;
+    if (m->epoch.counter != 0 && peer != OPC__NUMBERS_NONE && m->uid <= n->peers[peer].forgotten) {
+        return OPCOMMS_OK; /* behind its note, because compaction has copied it */
+    }
+    memcpy(k.sender, m->from, 32);
+    k.from_id = m->from_id;
+    k.dest_id = m->dest_id;
+    k.kind = m->stream;
+    k.dest = m->dest;
+    k.dest_len = m->dest_len;
+    k.epoch = m->epoch;
+    rc = opc__numbers_recover(n, &k, &i);
+    if (rc == OPCOMMS_OK) opc__numbers_mark(&n->streams[i], &m->epoch, m->number);
+    return rc;
+}
+
+OPC__FN opcomms_err opc__numbers_recover_stream(opc__numbers *n, const uint8_t *p, size_t len) {
+    opc__numbers_key k;
+    uint64_t number, i;
+    uint32_t at;
+    size_t bits;
+    opcomms_err rc;
+    if (len < OPC__NUMBERS_SEEN) return OPCOMMS_E_LOG_DAMAGED;
+    memcpy(k.sender, p, 32);
+    k.from_id = p[32];
+    k.dest_id = p[33];
+    k.kind = p[34];
+    k.dest_len = opc__buf_be16(p + 36);
+    opc__native_get_epoch(p + 40, &k.epoch);
+    number = opc__buf_be64(p + 56);
+    bits = k.kind == OPC__STREAM_DIRECT ? OPC__NUMBERS_WINDOW / 8u : 0;
+    if ((k.kind != OPC__STREAM_QUEUE && k.kind != OPC__STREAM_DIRECT) || p[35] != 0 ||
+        opc__buf_be16(p + 38) != 0 || k.dest_len > OPC__DEST_MAX || number == 0 ||
+        (k.epoch.counter | k.epoch.random) == 0 ||
+        len != OPC__NUMBERS_SEEN + bits + k.dest_len) {
+        return OPCOMMS_E_LOG_DAMAGED;
+    }
+    p += OPC__NUMBERS_SEEN;
+    k.dest = p + bits;
+    if (bits > 0 && (p[0] & 1u) == 0) return OPCOMMS_E_LOG_DAMAGED; /* the highest has come */
+    for (i = number; bits > 0 && i < OPC__NUMBERS_WINDOW; i++) { /* there is no number 0 */
+        if (p[i / 8u] >> i % 8u & 1u) return OPCOMMS_E_LOG_DAMAGED;
+    }
+    rc = opc__numbers_recover(n, &k, &at);
+    if (rc != OPCOMMS_OK) return rc;
+    for (i = bits * 8u; i > 1; i--) {
+        if (p[(i - 1) / 8u] >> (i - 1) % 8u & 1u) {
+            opc__numbers_mark(&n->streams[at], &k.epoch, number - (i - 1));
+        }
+    }
+    opc__numbers_mark(&n->streams[at], &k.epoch, number);
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__numbers_recover_peer(opc__numbers *n, const uint8_t *p, size_t len) {
+    opc__numbers_peer *peer;
+    opc__epoch *list = NULL, e;
+    uint64_t last = 0, forgotten;
+    uint32_t count, i;
+    opcomms_err rc;
+    if (len < OPC__NUMBERS_PEER) return OPCOMMS_E_LOG_DAMAGED;
+    count = opc__buf_be16(p + 80);
+    if (count > OPC__NUMBERS_EPOCHS || len != OPC__NUMBERS_PEER + (size_t)16 * count ||
+        opc__buf_be16(p + 82) != 0 || opc__buf_be32(p + 84) != 0 ||
+        (opc__buf_be64(p + 48) == 0 && opc__buf_be64(p + 56) != 0) ||
+        (opc__buf_be64(p + 64) == 0 && opc__buf_be64(p + 72) != 0)) {
+        return OPCOMMS_E_LOG_DAMAGED;
+    }
+    for (i = 0; i < count; i++, last = e.counter) {
+        opc__native_get_epoch(p + OPC__NUMBERS_PEER + (size_t)16 * i, &e);
+        if (e.counter <= last) return OPCOMMS_E_LOG_DAMAGED;
+    }
+    rc = opc__numbers_peer_get(n, p, OPC__NUMBERS_NONE, &peer);
+    if (rc != OPCOMMS_OK) return rc;
+    if (count > 0) {
+        list = (opc__epoch *)opc__mem_array(n->mem, count, sizeof *list);
+        if (list == NULL) return OPCOMMS_E_NOMEM;
+    }
+    for (i = 0; i < count; i++) {
+        opc__native_get_epoch(p + OPC__NUMBERS_PEER + (size_t)16 * i, &list[i]);
+    }
+    opc__mem_free(n->mem, peer->list, peer->count * sizeof *list);
+    peer->list = list;
+    peer->count = count;
+    forgotten = opc__buf_be64(p + 32);
+    if (forgotten > peer->forgotten) opc__numbers_forget(n, p);
+    if (forgotten > n->uid) n->uid = forgotten;
+    peer->forgotten = forgotten;
+    opc__native_get_epoch(p + 48, &peer->excused);
+    opc__native_get_epoch(p + 64, &peer->blamed);
+    if (peer->uncertain_to != opc__buf_be64(p + 40)) {
+        peer->uncertain_to = opc__buf_be64(p + 40);
+        opc__numbers_doubt(n, p, peer->uncertain_to);
+    }
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__numbers_recover_opened(opc__numbers *n, const uint8_t *p, size_t len) {
+    opc__epoch e;
+    uint32_t place;
+    if (len != OPC__NUMBERS_OPENED) return OPCOMMS_E_LOG_DAMAGED;
+    opc__native_get_epoch(p, &e);
+    if (e.counter == 0) return OPCOMMS_E_LOG_DAMAGED;
+    if (n->opened_count > 0 &&
+        e.counter <= opc__buf_be64(opc__numbers_opened(n, n->opened_count - 1))) {
+        return opc__numbers_was(n, &e) ? OPCOMMS_OK : OPCOMMS_E_LOG_DAMAGED;
+    }
+    place = (n->opened_first + n->opened_count) % OPC__NUMBERS_HISTORY;
+    if (n->opened_count < OPC__NUMBERS_HISTORY) {
+        n->opened_count++;
+    } else {
+        n->opened_first = (n->opened_first + 1) % OPC__NUMBERS_HISTORY;
+    }
+    memcpy(n->opened[place], p, OPC__NUMBERS_OPENED);
+    return OPCOMMS_OK;
+}
+
+/* A note of the log, in its order. OPCOMMS_E_LOG_DAMAGED: it is none of those described above. Other
+   types are not ours. */
+OPC__FN opcomms_err opc__numbers_recover_note(opc__numbers *n, unsigned type, const uint8_t *body,
+                                              size_t len) {
+    if (type == OPC__NOTE_SEEN) return opc__numbers_recover_stream(n, body, len);
+    if (type == OPC__NOTE_PEER) return opc__numbers_recover_peer(n, body, len);
+    if (type == OPC__NOTE_OPENED) return opc__numbers_recover_opened(n, body, len);
+    return OPCOMMS_OK;
+}
+
 /* >>conn ==== L3 ==== one connection: frames and requests over TLS; no socket, no clock */
 
 #define OPC__CONN_REPLIES 16u      /* answers owed at once; reading stops when all are taken */
