@@ -161,26 +161,30 @@ static void flow(const char *keeps, double seconds, uint32_t window) {
 static void enqueue(void) {
     static const kind k = {"queue.log", OPCOMMS_DURABLE_NEVER,
                            OPCOMMS_NO_BACKGROUND | OPCOMMS_NO_LISTEN, 0};
+    static double v[QUEUED / RAW_STRIDE];
     uint8_t *p = (uint8_t *)calloc(1, size);
-    double *v = (double *)calloc(QUEUED, sizeof *v), begin, now;
-    size_t i, n = QUEUED - 1000;
-    raw_place(0);
+    double timed = 0, rest = 0, at = 0, clock;
+    size_t i, n = 0, counted = 0;
     sender = peer_open(&k, NULL, 0);
     (void)opcomms_get_pubk_hash(sender, to.hash);
     to.hash[0] = to.hash[0] == '0' ? '1' : '0'; /* of nobody */
-    for (i = 0; i < 1000; i++) {
+    clock = raw_now();
+    for (i = 0; i < 1000; i++) (void)raw_now();
+    clock = (raw_now() - clock) / 1001;
+    for (i = 0; i < QUEUED; i++) { /* one is timed by itself, fifteen together */
         check(opcomms_enqueue(sender, &to, "127.0.0.1:1", NULL, 0, p, size, NULL, NULL, &err),
               "opcomms_enqueue");
+        if (i < 1008 || i % RAW_STRIDE > 1) continue;
+        timed = raw_now();
+        if (i % RAW_STRIDE == 1) {
+            v[n++] = timed - at - clock;
+        } else if (at > 0) {
+            rest += timed - at - clock;
+            counted += RAW_STRIDE - 1;
+        }
+        at = timed;
     }
-    begin = now = raw_now();
-    for (i = 0; i < n; i++) {
-        double before = now;
-        check(opcomms_enqueue(sender, &to, "127.0.0.1:1", NULL, 0, p, size, NULL, NULL, &err),
-              "opcomms_enqueue");
-        now = raw_now();
-        v[i] = now - before;
-    }
-    raw_tell("our.enqueue", size, "ns", (now - begin) / (double)n * 1e3);
+    raw_tell("our.enqueue", size, "ns", rest / (double)counted * 1e3);
     raw_tell("our.enqueue", size, "p99", raw_share(v, n, 0.99) * 1e3);
     raw_tell("our.enqueue", size, "p50", raw_share(v, n, 0.5) * 1e3);
     opcomms_free(sender);
@@ -318,7 +322,6 @@ static void open_log(void) {
     uint32_t crc = 0;
     ssize_t n;
     int fd;
-    raw_place(0);
     snprintf(buf, sizeof buf, "%s/%s", dir, big.log);
     start = raw_now();
     fd = open(buf, O_RDONLY);

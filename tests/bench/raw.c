@@ -214,7 +214,6 @@ int main(int argc, char **argv) {
     if (argc < 4) return 2;
     size = (size_t)strtoul(argv[2], NULL, 10);
     if (size < 64 || size > 65536) return 2;
-    raw_place(0);
     if (strcmp(argv[1], "tls") == 0) {
         tls(strtod(argv[3], NULL));
     } else if (strcmp(argv[1], "append") == 0 && argc == 6) {

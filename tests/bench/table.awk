@@ -106,7 +106,7 @@ END {
     x = med("our.enqueue.64.ns")
     row("enqueue of 64 B, never synced: ns a call", number(x), "", "", "", "<= 300 ns",
         verdict(x, 300, 0))
-    row("  p50 / p99 ns, the clock's reading in it", pair("our.enqueue.64", "p50", "p99", 1))
+    row("  p50 / p99 ns", pair("our.enqueue.64", "p50", "p99", 1))
     x = ratio("our.open.0.ms", "our.open.0.raw_ms")
     ms = med("our.open.0.ms")
     row("open " number(med("our.open.0.mb")) " MB, " number(med("our.open.0.unread")) \
