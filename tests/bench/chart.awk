@@ -36,8 +36,8 @@ END {
     batch[65536] = 64
     window[64] = window[1024] = large
     window[65536] = 1024
-    print "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 780 392\" width=\"780\"" \
-        " height=\"392\" role=\"img\" font-family=\"system-ui, sans-serif\" font-size=\"12\">"
+    print "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 780 398\" width=\"780\"" \
+        " height=\"398\" role=\"img\" font-family=\"system-ui, sans-serif\" font-size=\"12\">"
     print "<title>Speed of opcomms beside libzmq CURVE and the raw limits</title>"
     print "<style>.head{font-weight:600;font-size:14px}.title{font-weight:600}"
     print ".head,.title,.value{fill:#1f2328}.label,.foot{fill:#59636e}.foot{font-size:11px}"
@@ -58,9 +58,11 @@ END {
             "zmq.durable." window[size] "." size ".rate", "limit." size)
         y += 98
     }
-    text(10, y + 8, "foot", "One process a side, two processors, loopback, TLS or CURVE; " \
+    text(10, y + 4, "foot", "One process a side, two processors, loopback, TLS or CURVE; " \
         "medians of " rounds " interleaved rounds. " about)
-    text(10, y + 24, "foot", "Raw limit: bare BearSSL with full records; on the right the slower " \
-        "of that and append with fdatasync. libzmq on the right: with a log written by hand.")
+    text(10, y + 20, "foot", "Raw limit: bare BearSSL with full records; on the right the slower " \
+        "of that and append with fdatasync.")
+    text(10, y + 36, "foot", "libzmq on the right has a log written by hand: append, fdatasync, " \
+        "acknowledge.")
     print "</svg>"
 }

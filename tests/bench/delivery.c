@@ -1,6 +1,7 @@
 /* Peers of this library, one process a side. Prints lines "name.size.what value".
    delivery flow KEEPS SIZE SECONDS WINDOW DIR   enqueue to receive_batch and ack_batch. KEEPS:
-                                   memory; receiver: its log is synced before it acknowledges; both
+                                   memory; receiver: its log is synced before it acknowledges;
+                                   both: and the sender commits batches to a log of its own
    delivery trip KIND SIZE DIR     blocking sends beside the raw TCP round trip, in turn. KIND:
                                    pump: without threads; thread; durable: synced by the receiver;
                                    durable_pump: without threads
@@ -14,6 +15,8 @@
 
 #define BATCH 1024
 #define QUEUED 100000u
+#define OUT_QUEUED 32768u /* as libzmq's two queues */
+#define OUT_BYTES (64u << 20)
 
 static char dir[512];
 static size_t size;
@@ -30,7 +33,8 @@ typedef struct kind {
     const char *log; /* its name, or NULL: in memory */
     opcomms_durability durability;
     uint32_t flags;
-    uint32_t window;
+    uint32_t window; /* 0: the default */
+    uint32_t queued; /* 0: the default */
 } kind;
 
 static opcomms_peer *peer_open(const kind *k, const char *pem, size_t len) {
@@ -54,9 +58,15 @@ static opcomms_peer *peer_open(const kind *k, const char *pem, size_t len) {
     cfg.messages_max = cfg.queue_depth_max = QUEUED;
     cfg.memory_bytes_max = 256u << 20;
     cfg.log_bytes_max = 4ull << 30;
-#ifdef DELIVERY
-    if (k->window > 0) cfg.window_messages = k->window;
-#endif
+    if (k->window > 0) {
+        cfg.window_messages = k->window;
+        cfg.window_bytes = k->window * (uint64_t)size;
+        if (cfg.window_bytes < 8u << 20) cfg.window_bytes = 8u << 20; /* its default */
+    }
+    if (k->queued > 0) {
+        cfg.queued_max = k->queued;
+        cfg.queued_bytes_max = OUT_BYTES;
+    }
     if (k->log != NULL) {
         snprintf(path, sizeof path, "%s/%s", dir, k->log);
         if (pem == NULL) (void)unlink(path); /* of another key */
@@ -100,6 +110,48 @@ static void put(uint8_t *p, void *user) {
     check(rc, "opcomms_enqueue");
 }
 
+/* With a log of its own the sender hands over many messages at a time, for one sync. */
+#define COMMIT_BYTES (256u << 10)
+
+static struct {
+    opcomms_outgoing out[BATCH];
+    uint8_t *data;
+    size_t n;
+    size_t most; /* in one operation */
+} commit;
+
+static void commit_all(void) {
+    size_t at = 0;
+    while (at < commit.n) {
+        size_t n = commit.n - at < commit.most ? commit.n - at : commit.most;
+        opcomms_err rc = opcomms_commit(sender, NULL, 0, commit.out + at, n, NULL, 0, &err);
+        if (rc == OPCOMMS_E_FULL) {
+            raw_rest(200);
+        } else if (rc == OPCOMMS_E_LIMIT && commit.most > 1) {
+            commit.most /= 2;
+        } else {
+            check(rc, "opcomms_commit");
+            at += n;
+        }
+    }
+    commit.n = 0;
+}
+
+static void put_committed(uint8_t *p, void *user) {
+    opcomms_outgoing *o = &commit.out[commit.n];
+    (void)user;
+    if (commit.data == NULL) {
+        commit.most = COMMIT_BYTES / size < BATCH ? COMMIT_BYTES / size : BATCH;
+        commit.data = (uint8_t *)calloc(commit.most, size);
+    }
+    memset(o, 0, sizeof *o);
+    o->to = to;
+    o->address = raw_page->address;
+    o->data = memcpy(commit.data + commit.n * size, p, size);
+    o->len = size;
+    if (++commit.n >= commit.most || p[16] == RAW_END) commit_all();
+}
+
 /* Waits until the receiver has acknowledged all of it as it does. */
 static void settle(void) {
     double limit = raw_now() + 30e6;
@@ -138,17 +190,18 @@ static void flow_receive(const kind *k) {
 
 static void flow(const char *keeps, double seconds, uint32_t window) {
     uint8_t *p = (uint8_t *)calloc(1, size);
-    kind in = {NULL, OPCOMMS_DURABLE_ALWAYS, 0, 0}, out = in;
+    kind in = {NULL, OPCOMMS_DURABLE_ALWAYS, 0, 0, 0}, out = in;
     char name[64];
     in.window = window;
     if (strcmp(keeps, "memory") != 0) in.log = "in.log";
     if (strcmp(keeps, "both") == 0) out.log = "out.log";
+    out.queued = OUT_QUEUED;
     if (raw_start() == 0) flow_receive(&in);
     out.flags = OPCOMMS_NO_LISTEN;
     sender = sender_open(&out);
     strcpy(to.hash, raw_page->hash);
     to.id = 0;
-    raw_flow(seconds, put, p, NULL);
+    raw_flow(seconds, out.log != NULL ? put_committed : put, p, NULL);
     settle();
     snprintf(name, sizeof name, "our.%s.%u", keeps, (unsigned)window);
     raw_report(name, size);
@@ -160,7 +213,7 @@ static void flow(const char *keeps, double seconds, uint32_t window) {
 /* Nobody listens at the address, and without a thread nobody tries. */
 static void enqueue(void) {
     static const kind k = {"queue.log", OPCOMMS_DURABLE_NEVER,
-                           OPCOMMS_NO_BACKGROUND | OPCOMMS_NO_LISTEN, 0};
+                           OPCOMMS_NO_BACKGROUND | OPCOMMS_NO_LISTEN, 0, 0};
     static double v[QUEUED / RAW_STRIDE];
     uint8_t *p = (uint8_t *)calloc(1, size);
     double timed = 0, rest = 0, at = 0, clock;
@@ -230,7 +283,7 @@ static double trip_ours(opcomms_peer *peer, const uint8_t *p) {
 static void trip(const char *name) {
     static double ours[BLOCKS * TRIPS], raw[BLOCKS * TRIPS], disk[BLOCKS * TRIPS];
     int durable = strncmp(name, "durable", 7) == 0, block, i, each = TRIPS;
-    kind in = {NULL, OPCOMMS_DURABLE_ALWAYS, 0, 0}, out = in;
+    kind in = {NULL, OPCOMMS_DURABLE_ALWAYS, 0, 0, 0}, out = in;
     uint8_t *p = (uint8_t *)calloc(1, size);
     size_t n = 0;
     char text[64];
@@ -283,7 +336,7 @@ static size_t read_file(const char *name, char *buf, size_t cap) {
 }
 
 static const kind big = {"big.log", OPCOMMS_DURABLE_NEVER,
-                         OPCOMMS_NO_BACKGROUND | OPCOMMS_NO_LISTEN, 0};
+                         OPCOMMS_NO_BACKGROUND | OPCOMMS_NO_LISTEN, 0, 0};
 
 static void make(unsigned mb) {
     static uint8_t data[1000];
