@@ -167,18 +167,27 @@ static void settle(void) {
     } while (stats.messages_out < raw_sent);
 }
 
+/* All of it: one call may give a part. */
+static void take(opcomms_message *m, uint8_t *p) {
+    size_t at = 0, got = 1;
+    while (got > 0 && at < size) {
+        check(opcomms_message_read(m, at, p + at, size - at, &got), "opcomms_message_read");
+        at += got;
+    }
+    if (at != size || opcomms_message_size(m) != size) raw_die("a message of %u bytes", (unsigned)at);
+}
+
 static void flow_receive(const kind *k) {
     static opcomms_message *batch[BATCH];
     opcomms_peer *peer = receiver_open(k);
     uint8_t *p = (uint8_t *)calloc(1, size);
     int over = 0;
     while (!over) {
-        size_t n = 0, i, got = 0;
+        size_t n = 0, i;
         opcomms_err rc = opcomms_receive_batch(peer, 0, 10000, batch, BATCH, &n, &err);
         check(rc, "opcomms_receive_batch");
         for (i = 0; i < n; i++) {
-            check(opcomms_message_read(batch[i], 0, p, size, &got), "opcomms_message_read");
-            if (got != size) raw_die("a message of %u bytes", (unsigned)got);
+            take(batch[i], p);
             over = raw_hear(p, 0);
         }
         check(opcomms_ack_batch(batch, n, &err), "opcomms_ack_batch");

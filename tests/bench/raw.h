@@ -55,7 +55,8 @@ RAW_FN void raw_die(const char *format, ...) {
     va_list args;
     va_start(args, format);
     vfprintf(stderr, format, args);
-    fprintf(stderr, ": %s\n", strerror(errno));
+    if (errno != 0) fprintf(stderr, ": %s", strerror(errno));
+    fprintf(stderr, "\n");
     va_end(args);
     if (raw_child > 0) kill(raw_child, SIGKILL);
     exit(1);
