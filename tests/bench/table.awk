@@ -113,8 +113,9 @@ END {
         " unread; raw: read, checksum: ms", number(ms), "", number(med("our.open.0.raw_ms")), x,
         "<= 1.5 s or 2 x", ms != "" && ms <= 1500 ? "reached" : verdict(x, 2, 0))
     row("  most resident: MB", ms == "" ? "" : number(med("our.open.0.kb") / 1000))
-    row("raw: AES-128-GCM at 64 B, 1 KiB, 16 KiB: MB/s", "", "", \
-        number(med("raw.aead.64.mb")) ", " number(med("raw.aead.1024.mb")) ", " number(med("raw.aead.16384.mb")))
+    row("raw: AES-128-GCM at 64 B, 1 KiB, 16 KiB: MB/s", "", "",
+        number(med("raw.aead.64.mb")) ", " number(med("raw.aead.1024.mb")) ", " \
+        number(med("raw.aead.16384.mb")))
     row("raw: append, fdatasync of one of 64 B, 1 KiB, 64 KiB: us", "", "",
         number(med("raw.append.1.64.p50")) ", " number(med("raw.append.1.1024.p50")) ", " \
         number(med("raw.append.1.65536.p50")))
