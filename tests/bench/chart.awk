@@ -31,9 +31,6 @@ function panel(x, y, title, size, ours, zmq, raw,    a, b, c, most) {
 
 END {
     large = 16384
-    batch[64] = 16384
-    batch[1024] = 1024
-    batch[65536] = 64
     window[64] = window[1024] = large
     window[65536] = 1024
     print "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 780 398\" width=\"780\"" \
@@ -52,16 +49,15 @@ END {
         name = size_text(size) (size == 64 ? ": messages a second" : ": MB a second")
         panel(10, y, name, size, "our.memory." large "." size ".rate", "zmq.flow." size ".rate",
             "raw.tls." size ".rate")
-        least("limit." size, "raw.tls." size ".rate",
-            "raw.append." batch[size] "." size ".rate")
         panel(400, y, name, size, "our.receiver." window[size] "." size ".rate",
-            "zmq.durable." window[size] "." size ".rate", "limit." size)
+            "zmq.durable." window[size] "." size ".rate",
+            "raw.durable." window[size] "." size ".rate")
         y += 98
     }
     text(10, y + 4, "foot", "One process a side, two processors, loopback, TLS or CURVE; " \
         "medians of " rounds " interleaved rounds. " about)
-    text(10, y + 20, "foot", "Raw limit: bare BearSSL with full records; on the right the slower " \
-        "of that and append with fdatasync.")
+    text(10, y + 20, "foot", "Raw limit: bare BearSSL with full records; on the right with append " \
+        "and fdatasync by a second thread.")
     text(10, y + 36, "foot", "libzmq on the right has a log written by hand: append, fdatasync, " \
         "acknowledge.")
     print "</svg>"

@@ -49,7 +49,7 @@ there=-DDELIVERY # declared and defined
 for name in enqueue receive_batch ack_batch commit; do
     [ "$(grep -c "^OPCOMMS_API opcomms_err opcomms_$name(" opcomms.h)" = 2 ] || there=
 done
-built raw -lbearssl
+built raw -lbearssl -lpthread
 built zmq -lzmq
 built delivery $there -lbearssl -lpthread
 fs=$(df -PT "$data" | awk 'NR == 2 { print $2 }')
@@ -72,6 +72,7 @@ while [ "$round" -lt "$rounds" ]; do
         [ -n "$durable" ] || continue
         for window in 16384 1024; do
             [ "$size.$window" != 65536.16384 ] || continue # 1 GiB under way
+            run raw durable "$size" "$seconds" "$window" "$data"
             run zmq durable "$size" "$seconds" "$window" "$data"
             [ -z "$there" ] || run delivery flow receiver "$size" "$seconds" "$window" "$data"
         done
@@ -85,7 +86,6 @@ while [ "$round" -lt "$rounds" ]; do
     run raw append 64 0.2 "$data" 1024
     run raw append 64 0.2 "$data" 16384
     run raw append 1024 0.2 "$data" 1024
-    run raw append 65536 0.2 "$data" 64
     for size in 64 1024; do
         run delivery trip durable "$size" "$data"
         run delivery trip durable_pump "$size" "$data"

@@ -31,17 +31,10 @@ function ratio(a, b,    r, n, v) {
     return middle(v, n)
 }
 
-# A key of its own for a sum, or the least, of two in each round.
+# A key of its own for the sum of two in each round.
 function sum(name, a, b,    r) {
     for (r = 1; r <= rounds; r++) {
         if ((r, a) in value && (r, b) in value) value[r, name] = value[r, a] + value[r, b]
-    }
-}
-function least(name, a, b,    r) {
-    for (r = 1; r <= rounds; r++) {
-        if ((r, a) in value && (r, b) in value) {
-            value[r, name] = value[r, a] < value[r, b] ? value[r, a] : value[r, b]
-        }
     }
 }
 

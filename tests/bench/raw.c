@@ -1,14 +1,19 @@
 /* The raw limits: what no implementation can be faster than. Prints lines "name.size.what value".
    raw tls SIZE SECONDS             bare BearSSL, AES-128-GCM, pinned keys: messages in full records
+   raw durable SIZE SECONDS WINDOW DIR  the same; one thread opens the records, another appends, syncs
+                                    and acknowledges; at most WINDOW messages are under way
    raw append SIZE SECONDS DIR COUNT  COUNT messages are appended and synced, again and again
    raw aead SIZE SECONDS            AES-128-GCM alone */
 #define _GNU_SOURCE
 #include "raw.h"
 
+#include <pthread.h>
+
 #define BARE_OUT (16384 + 85)
 #include "bare.h"
 
 static size_t size;
+static uint64_t window; /* 0: no log */
 
 /* ---- TLS ---- */
 
@@ -78,6 +83,67 @@ static void put(uint8_t *p, void *user) {
     }
 }
 
+/* ---- two buffers: one is filled while the other is written and synced ---- */
+
+#define LOG_BYTES (4u << 20)
+
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    uint8_t *fill;
+    uint8_t *flush;
+    size_t used;
+    int file;
+    int back; /* a socket for what is synced */
+} kept = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, NULL, NULL, 0, -1, -1};
+
+static void keep(const uint8_t *p) {
+    pthread_mutex_lock(&kept.lock);
+    while (kept.used + size > LOG_BYTES) pthread_cond_wait(&kept.changed, &kept.lock);
+    memcpy(kept.fill + kept.used, p, size);
+    if (kept.used == 0) pthread_cond_signal(&kept.changed);
+    kept.used += size;
+    pthread_mutex_unlock(&kept.lock);
+}
+
+static void *keep_synced(void *nothing) {
+    uint64_t count = 0;
+    int over = 0;
+    while (!over) {
+        uint8_t *p;
+        size_t n, at;
+        double now;
+        pthread_mutex_lock(&kept.lock);
+        while (kept.used == 0) pthread_cond_wait(&kept.changed, &kept.lock);
+        p = kept.fill;
+        n = kept.used;
+        kept.fill = kept.flush;
+        kept.flush = p;
+        kept.used = 0;
+        pthread_cond_signal(&kept.changed);
+        pthread_mutex_unlock(&kept.lock);
+        raw_append(kept.file, p, n);
+        now = raw_now();
+        for (at = 0; at < n; at += size) over = raw_hear(p + at, now);
+        count += n / size;
+        raw_all_out(kept.back, &count, sizeof count);
+    }
+    raw_reach(2);
+    return nothing;
+}
+
+static void keep_start(const char *dir, int listener) {
+    pthread_t thread;
+    kept.file = raw_file(dir);
+    kept.back = accept(listener, NULL, NULL);
+    raw_no_delay(kept.back);
+    kept.fill = (uint8_t *)malloc(LOG_BYTES);
+    kept.flush = (uint8_t *)malloc(LOG_BYTES);
+    if (pthread_create(&thread, NULL, keep_synced, NULL) != 0) raw_die("thread");
+}
+
+/* ---- the receiver ---- */
+
 static int heard(const unsigned char *p, size_t n) {
     while (n > 0) {
         const unsigned char *whole = p;
@@ -91,7 +157,11 @@ static int heard(const unsigned char *p, size_t n) {
         n -= some;
         if (s.have < size) continue;
         s.have = 0;
-        if (raw_hear(whole, 0)) return 1;
+        if (window > 0) {
+            keep(whole);
+        } else if (raw_hear(whole, 0)) {
+            return 1;
+        }
     }
     return 0;
 }
@@ -122,30 +192,68 @@ static void take_all(int listener) {
     if (!bare_until(&s.end, s.fd, BR_SSL_SENDAPP)) raw_die("TLS, receiver");
     do {
         ssize_t n = recv(s.fd, s.wire, sizeof s.wire, 0);
-        if (n <= 0) raw_die("recv");
+        if (n < 0) raw_die("recv");
+        if (n == 0) pause(); /* durable: the other thread ends it */
         s.wire_len = (size_t)n;
     } while (!open_records());
     raw_reach(2);
     pause();
 }
 
-static void tls(double seconds) {
+/* ---- the sender ---- */
+
+static uint64_t acked;
+static int back;
+
+static void acks(int flags) {
+    uint64_t count;
+    while (recv(back, &count, sizeof count, flags | MSG_WAITALL) == (ssize_t)sizeof count) {
+        acked = count;
+        flags = MSG_DONTWAIT;
+    }
+}
+
+static void put_all(void) {
+    br_ssl_engine_flush(s.end.eng, 0);
+    collect();
+    send_records();
+}
+
+/* Every record leaves at once; before we wait, what is in the last one too. */
+static void put_within(uint8_t *p, void *user) {
+    put(p, user);
+    if (s.wire_len > 0) send_records();
+    if (raw_sent - acked >= window) {
+        put_all();
+        acks(0);
+        if (raw_sent - acked >= window) raw_die("the receiver has ended");
+    } else if (raw_sent % 64 == 0) {
+        acks(MSG_DONTWAIT);
+    }
+}
+
+static void tls(double seconds, const char *dir) {
     struct sockaddr_in at;
     int listener = raw_listen(&at);
     uint8_t *p = (uint8_t *)calloc(1, size);
+    char name[64] = "raw.tls";
     s.part = (uint8_t *)calloc(1, size);
     id_make(&ids[0], 1);
     id_make(&ids[1], 2);
-    if (raw_start() == 0) take_all(listener);
+    if (raw_start() == 0) {
+        if (window > 0) keep_start(dir, listener);
+        take_all(listener);
+    }
+    if (window > 0) back = raw_connect(&at);
     s.fd = raw_connect(&at);
     if (!bare_client(&s.end, &ids[1], &ids[0]) || !bare_until(&s.end, s.fd, BR_SSL_SENDAPP)) {
         raw_die("TLS, sender: %d", br_ssl_engine_last_error(s.end.eng));
     }
-    raw_flow(seconds, put, p, NULL);
-    br_ssl_engine_flush(s.end.eng, 0);
-    collect();
-    send_records();
-    raw_report("raw.tls", size);
+    raw_flow(seconds, window > 0 ? put_within : put, p, NULL);
+    put_all();
+    while (window > 0 && acked < raw_sent) acks(0);
+    if (window > 0) snprintf(name, sizeof name, "raw.durable.%u", (unsigned)window);
+    raw_report(name, size);
     kill(raw_child, SIGKILL);
     waitpid(raw_child, NULL, 0);
 }
@@ -215,7 +323,10 @@ int main(int argc, char **argv) {
     size = (size_t)strtoul(argv[2], NULL, 10);
     if (size < 64 || size > 65536) return 2;
     if (strcmp(argv[1], "tls") == 0) {
-        tls(strtod(argv[3], NULL));
+        tls(strtod(argv[3], NULL), NULL);
+    } else if (strcmp(argv[1], "durable") == 0 && argc == 6) {
+        window = strtoul(argv[4], NULL, 10);
+        tls(strtod(argv[3], NULL), argv[5]);
     } else if (strcmp(argv[1], "append") == 0 && argc == 6) {
         append(strtod(argv[3], NULL), argv[4], (size_t)strtoul(argv[5], NULL, 10));
     } else if (strcmp(argv[1], "aead") == 0) {

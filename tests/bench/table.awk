@@ -49,11 +49,9 @@ function memory(size, times,    ours) {
 function durable(size, window, times, mb,    ours, zmq, raw) {
     ours = "our.receiver." window "." size
     zmq = "zmq.durable." window "." size
-    raw = "raw.append." batch[window, size] "." size
+    raw = "raw.durable." window "." size
     flow("durable at the receiver, window " number(window), size, ours, zmq, raw, times, mb)
-    row("  raw: append, fdatasync of " batch[window, size] " at once; p50 / p99 ms", "", "",
-        pair(raw, "p50", "p99", 1000))
-    more(ours, zmq, "")
+    more(ours, zmq, raw)
 }
 
 function both(size, window, times, mb,    ours) {
@@ -73,9 +71,6 @@ function trip(name, key, size, raw, limit,    x) {
 END {
     large = 16384
     small = 1024
-    batch[small, 64] = batch[small, 1024] = batch[large, 1024] = 1024
-    batch[large, 64] = 16384
-    batch[small, 65536] = batch[large, 65536] = 64
     memory(64, 4)
     memory(1024, 2.5)
     memory(65536, 1.3)
@@ -119,4 +114,7 @@ END {
     row("raw: append, fdatasync of one of 64 B, 1 KiB, 64 KiB: us", "", "",
         number(med("raw.append.1.64.p50")) ", " number(med("raw.append.1.1024.p50")) ", " \
         number(med("raw.append.1.65536.p50")))
+    row("raw: the same of 1 024 x 64 B, 16 384 x 64 B, 1 024 x 1 KiB: us", "", "",
+        number(med("raw.append.1024.64.p50")) ", " number(med("raw.append.16384.64.p50")) ", " \
+        number(med("raw.append.1024.1024.p50")))
 }
