@@ -6877,6 +6877,7 @@ OPC__FN opcomms_err opc__tls_error(const opc__tls *t, int *tls_code) {
 
 #define OPC__FRAG_BYTES 16384u
 #define OPC__MSG_TEXT 1u /* the payload is text, else bytes */
+#define OPC__MSG_UNCERTAIN 2u /* it may have come before */
 
 /* One opening of a log: its counter, and random bits that tell two copies of one log apart.
    counter 0: a store that ends with its peer. */
@@ -9540,7 +9541,8 @@ OPC__FN opcomms_err opc__look_entry(opc__look *k, size_t i, opcomms_log_entry *e
                  dropped until the next OPEN), zero 4, seen 8 (stored durably of this stream and
                  epoch up to here; 0: none), credit messages 8, credit bytes 8 (since OPEN: how much
                  may be sent in all).
-       4 DATA    flags: bit 0 MORE, bit 1 TEXT. number 8 (from 1), with MORE the bytes of the whole
+       4 DATA    flags: bit 0 MORE, bit 1 TEXT, bit 3 UNCERTAIN (it was tried by tarpc as well: the
+                 receiver may have it from there). number 8 (from 1), with MORE the bytes of the whole
                  message 8, then payload: with MORE at least 1 byte, and less than the whole.
        5 CHUNK   flags: bit 0 MORE, bit 2 ABORT (given up: drop what came). At least 1 byte of
                  payload, with ABORT none and no MORE.
@@ -9566,7 +9568,12 @@ enum {
     OPC__NATIVE_BYE,
     OPC__NATIVE_PIECE = 256 /* of an event: payload of the DATA or CHUNK before goes on */
 };
-enum { OPC__NATIVE_MORE = 1, OPC__NATIVE_TEXT = 2, OPC__NATIVE_ABORT = 4 };
+enum {
+    OPC__NATIVE_MORE = 1,
+    OPC__NATIVE_TEXT = 2,
+    OPC__NATIVE_ABORT = 4,
+    OPC__NATIVE_UNCERTAIN = 8
+};
 enum { OPC__NATIVE_RECEIVED = 1, OPC__NATIVE_DURABLE = 2, OPC__NATIVE_CONSUMED = 3 };
 enum { OPC__NATIVE_TAKES_OPEN = 1 }; /* flags of HELLO */
 
@@ -10237,6 +10244,11 @@ OPC__FN int opc__id_ip_equal(const opcomms_address *a, const opcomms_address *b)
     return fa == fb && fa != 0 && memcmp(pa, pb, fa == 4 ? 4 : 16) == 0;
 }
 
+/* The same IP address and port. */
+OPC__FN int opc__id_same(const opcomms_address *a, const opcomms_address *b) {
+    return a->port == b->port && opc__id_ip_equal(a, b);
+}
+
 OPC__FN void opc__id_address_format(const opcomms_address *a, int with_port, char out[64]) {
     opc__text t;
     int i;
@@ -10839,6 +10851,15 @@ OPC__FN int opc__route_can(opcomms_routing_table *table, const uint8_t *from, si
     }
     opc__mutex_unlock(&table->l.lock);
     return ok;
+}
+
+/* Changes with every change of the table. */
+OPC__FN uint64_t opc__route_generation(opcomms_routing_table *t) {
+    uint64_t g;
+    opc__mutex_lock(&t->l.lock);
+    g = t->l.generation;
+    opc__mutex_unlock(&t->l.lock);
+    return g;
 }
 
 /* >>settings ==== L3 ==== settings from a YAML file, by one table of keys */
@@ -12404,8 +12425,9 @@ typedef struct opc__call {
     uint8_t server[32];
     opcomms_address to; /* family 0: any connection with that key */
     uint64_t number;
-    uint16_t channel;
+    uint32_t channel;
     int tarpc; /* that peer speaks tarpc: to be sent over a link */
+    int again; /* its connection broke once */
     opc__cond *wake;
 } opc__call;
 
@@ -13157,12 +13179,13 @@ typedef struct opc__entry {
     uint32_t out : 1;    /* IN: handed out to the program */
     uint32_t side : 1;   /* which ref was told last */
     uint32_t term : 1;   /* OUT: `position` is the index of its opc__term */
-    uint32_t spare : 1;
+    uint32_t text : 1;   /* OUT: the payload is text */
     uint32_t box : 20; /* IN: of the mailbox; OUT: its destination; DEAD: the error, negated */
     uint32_t kind : 2; /* OPC__KIND_ */
     uint32_t level : 2; /* OUT: the acknowledgement asked for */
     uint32_t tried : 2; /* OUT, DEAD: OPC__TRIED_ */
-    uint32_t more : 6;
+    uint32_t native : 1; /* OUT: never by tarpc */
+    uint32_t more : 5;
     uint32_t next; /* in its list, oldest first; or in the free list */
     uint32_t prev;
     uint32_t hash_next;
@@ -13695,6 +13718,46 @@ OPC__FN uint32_t opc__mailbox_by_uid(const opc__mailbox *m, uint32_t box, uint64
     return i;
 }
 
+/* The next visible message behind entry i of a box that is not handed out. */
+OPC__FN uint32_t opc__mailbox_after(const opc__mailbox *m, uint32_t i, uint64_t visible) {
+    for (i = opc__items_at(m->items, i)->next; i != OPC__MAILBOX_NONE;
+         i = opc__items_at(m->items, i)->next) {
+        const opc__entry *e = opc__items_at(m->items, i);
+        if (e->position > visible) return OPC__MAILBOX_NONE;
+        if (!e->out) return i;
+    }
+    return OPC__MAILBOX_NONE;
+}
+
+/* Is this still the box of that destination? One that was emptied may serve another by now. */
+OPC__FN int opc__mailbox_is(const opc__mailbox *m, uint32_t box, const uint8_t *dest, uint32_t len,
+                            uint8_t id) {
+    const opc__box *b = &m->boxes[box];
+    return b->id == id && b->dest_len == len && (len == 0 || memcmp(b->dest, dest, len) == 0);
+}
+
+/* How many more messages of this sender fit. */
+OPC__FN uint32_t opc__mailbox_free_for(const opc__mailbox *m, uint32_t box,
+                                       const uint8_t from[32]) {
+    uint32_t s = opc__mailbox_sender_find(m, from, box);
+    uint32_t have = s != OPC__MAILBOX_NONE ? m->senders[s].count : 0;
+    uint32_t free = m->entries_max > m->count ? m->entries_max - m->count : 0;
+    uint32_t depth = m->depth_max > have ? m->depth_max - have : 0;
+    return free < depth ? free : depth;
+}
+
+/* The oldest message of a sender behind entry `after` (OPC__MAILBOX_NONE: of all) in a box. */
+OPC__FN uint32_t opc__mailbox_from(const opc__mailbox *m, uint32_t box, const uint8_t from[32],
+                                   uint32_t after) {
+    uint32_t s = opc__mailbox_sender_find(m, from, box), i;
+    if (s == OPC__MAILBOX_NONE) return OPC__MAILBOX_NONE;
+    i = after == OPC__MAILBOX_NONE ? m->boxes[box].first : opc__items_at(m->items, after)->next;
+    while (i != OPC__MAILBOX_NONE && opc__items_at(m->items, i)->who != s) {
+        i = opc__items_at(m->items, i)->next;
+    }
+    return i;
+}
+
 /* >>outbox ==== L3 ==== messages on their way: by destination, with retries; dead letters */
 
 #define OPC__OUTBOX_DESTS_MAX 0x8000u
@@ -13774,6 +13837,7 @@ typedef struct opc__dest {
     uint8_t dest_id;
     uint8_t at;              /* OPC__OUTBOX_AT_ */
     uint8_t ask;             /* a connection is wanted to learn what was consumed */
+    uint8_t wants;           /* the caller's: acknowledgements that its channels ask for */
     opcomms_address address; /* the latest that was named; family 0: none ever was */
     uint32_t held; /* the caller's count of uses: while above 0, no index here changes meaning */
     uint32_t count;
@@ -14555,6 +14619,26 @@ OPC__FN uint32_t opc__outbox_each(const opc__outbox *o, uint32_t i) {
     }
 }
 
+/* The queued entry of the lowest number above `uid`, or OPC__ITEMS_NONE. Walks the queues. */
+OPC__FN uint32_t opc__outbox_above(const opc__outbox *o, uint64_t uid) {
+    uint32_t d, r, i, best = OPC__ITEMS_NONE;
+    uint64_t least = UINT64_MAX;
+    for (d = 0; d < o->dests_count; d++) {
+        for (r = o->dests[d].era_first; r != OPC__ITEMS_NONE; r = o->eras[r].next) {
+            const opc__era *a = &o->eras[r];
+            if (a->count == 0 || opc__items_at(o->items, a->last)->uid <= uid) continue;
+            for (i = a->first; opc__items_at(o->items, i)->uid <= uid;) {
+                i = opc__items_at(o->items, i)->next;
+            }
+            if (opc__items_at(o->items, i)->uid < least) {
+                least = opc__items_at(o->items, i)->uid;
+                best = i;
+            }
+        }
+    }
+    return best;
+}
+
 /* ---- sending ---- */
 
 /* Once a step, before opc__outbox_due. `visible`: how far our own store is durable, or under weaker
@@ -14784,7 +14868,8 @@ OPC__FN uint32_t opc__outbox_progress(opc__outbox *o, uint32_t d, int *state) {
 #define OPC__NODE_ACCEPTS 16u       /* connections accepted in one step */
 #define OPC__NODE_LINGER_US 500000u /* how long a closed connection waits for the peer's end */
 #define OPC__NODE_STOP_US 2000000u  /* how long a stop waits for work under way */
-#define OPC__NODE_MESSAGES 64u      /* messages handed out at once */
+#define OPC__NODE_MESSAGES 64u      /* handles of messages handed out, made at once */
+#define OPC__NODE_BLOCKS 256u       /* and so many times at most */
 #define OPC__NODE_LOG_LINES 8u
 #define OPC__LINK_CHECK_US 30000000u /* silence before which a kept connection is not asked first */
 #define OPC__LINK_CHECK_WAIT_US 2000000u /* and how long it may take to say that it lives */
@@ -14798,7 +14883,9 @@ typedef struct opc__slot {
     int connecting;    /* TCP is not there yet */
     uint8_t hash[32];  /* client */
     int os_code;       /* client: of a failed connect */
+    int over;               /* whoever waited for it has learned that it is */
     struct opc__flow *flow; /* once the native protocol is agreed on */
+    struct opc__mail *mail; /* client, tarpc: for messages of the outbox, one at a time */
     uint64_t since_us;
     uint64_t active_us;
     uint64_t activity_seen;
@@ -14809,6 +14896,15 @@ typedef struct opc__slot {
     struct opcomms_peer *peer;
     opc__conn conn;
 } opc__slot;
+
+/* A queued message on its way by tarpc. */
+typedef struct opc__mail {
+    int busy;
+    uint32_t dest;
+    uint32_t entry;
+    uint64_t uid;
+    opc__call call;
+} opc__mail;
 
 /* A caller that waits while another one does the socket work. */
 typedef struct opc__sleeper {
@@ -14850,6 +14946,7 @@ typedef struct opc__known {
     int tarpc;
 } opc__known;
 
+#define OPC__STATE_MAX 4096u
 #define OPC__PEER_KNOWN 64u
 #define OPC__PEER_EVENTS 256u
 
@@ -14860,7 +14957,9 @@ struct opcomms_message {
     uint64_t uid;
     uint64_t bytes;
     uint32_t flags;
-    opcomms_identifier from;
+    uint8_t from_id;
+    uint8_t from[32];
+    opcomms_message *next_free;
 };
 
 typedef struct opc__node_line {
@@ -14914,15 +15013,19 @@ struct opcomms_peer {
     int os_code;
     uint32_t waiters;
     int pumping;
-    opcomms_message messages[OPC__NODE_MESSAGES];
+    opcomms_message **messages; /* blocks of OPC__NODE_MESSAGES */
+    uint32_t messages_blocks;
+    opcomms_message *messages_free;
     opc__node_line lines[OPC__NODE_LOG_LINES];
     uint32_t lines_count;
     opcomms_pollfd *fds;
     opc__slot **fds_slot;
     opcomms_stats stats;
-    opc__items items;
     opc__outbox outbox;
     opc__numbers numbers;
+    int sleeping;  /* the thread that steps waits for events */
+    int kicked;    /* and was told to look */
+    int unsettled; /* acknowledgements of the outbox wait for room in the store */
     uint64_t sealing;      /* everything up to this position goes with the flush under way */
     uint64_t consumptions; /* counts messages that the program has acknowledged */
     int64_t wall_s;        /* at the beginning of this step */
@@ -14935,9 +15038,9 @@ struct opcomms_peer {
     uint32_t events_count;
     uint64_t events_missed;
     int told_full; /* per cent of the log at which a warning was given last */
-    uint8_t *state; /* the caller's record */
+    uint8_t *state; /* the caller's record, of OPC__STATE_MAX bytes; NULL: never any */
     uint32_t state_len;
-    uint32_t state_cap;
+    int state_there;
     /* set by run: hands the sealed buffer to the flush thread; NULL: flush in the step */
     void (*flush_async)(struct opcomms_peer *p);
 #if !defined(OPCOMMS_NO_THREADS)
@@ -14962,12 +15065,47 @@ OPC__FN void opc__node_say(opcomms_peer *p, int level, const char *text, const c
     if (more != NULL) opc__text_str(&t, more);
 }
 
+/* ---- events of the outbox ---- */
+
+OPC__FN void opc__peer_event(opcomms_peer *p, uint64_t number, uint32_t state, opcomms_err code,
+                             const uint8_t server[32]) {
+    opcomms_event *e;
+    if (p->events_count == OPC__PEER_EVENTS) {
+        p->events_missed++;
+        return;
+    }
+    e = &p->events[(p->events_first + p->events_count++) % OPC__PEER_EVENTS];
+    memset(e, 0, sizeof *e);
+    e->number = number;
+    e->state = state;
+    e->code = code;
+    if (server != NULL) opc__str_hash_write(server, e->to);
+    opc__cond_all(&p->changed);
+}
+
+/* Takes the oldest event; 0: there is none. */
+OPC__FN int opc__peer_event_take(opcomms_peer *p, opcomms_event *out) {
+    if (p->events_count == 0 && p->events_missed == 0) return 0;
+    if (p->events_count == 0) {
+        memset(out, 0, sizeof *out);
+        out->state = OPCOMMS_STATE_MISSED;
+        out->number = p->events_missed;
+        p->events_missed = 0;
+        return 1;
+    }
+    *out = p->events[p->events_first];
+    p->events_first = (p->events_first + 1u) % OPC__PEER_EVENTS;
+    p->events_count--;
+    return 1;
+}
+
 /* Releases the lock, delivers the log lines that collected under it, and leaves it released. */
 OPC__FN void opc__node_unlock(opcomms_peer *p) {
     opc__node_line lines[OPC__NODE_LOG_LINES];
+    opcomms_event event;
     uint32_t i, n = p->lines_count;
-    if (p->in_callback) n = 0; /* another delivery is under way; the lines wait for the next */
-    if (n == 0) {
+    int told = p->cfg.event != NULL && (p->events_count > 0 || p->events_missed > 0);
+    if (p->in_callback || (n == 0 && !told)) { /* what collects meanwhile waits for the next */
         opc__mutex_unlock(&p->lock);
         return;
     }
@@ -14980,6 +15118,11 @@ OPC__FN void opc__node_unlock(opcomms_peer *p) {
     opc__mutex_unlock(&p->lock);
     for (i = 0; i < n; i++) p->cfg.log(p->cfg.log_user, lines[i].level, lines[i].text);
     opc__mutex_lock(&p->lock);
+    for (i = 0; told && i < OPC__PEER_EVENTS && opc__peer_event_take(p, &event); i++) {
+        opc__mutex_unlock(&p->lock);
+        p->cfg.event(p->cfg.event_user, &event);
+        opc__mutex_lock(&p->lock);
+    }
     p->in_callback = 0;
     opc__mutex_unlock(&p->lock);
 }
@@ -15008,6 +15151,14 @@ OPC__FN uint64_t opc__node_span(opcomms_peer *p) {
 OPC__FN void opc__node_wake(void *user) {
     opcomms_peer *p = (opcomms_peer *)user;
     p->plat->wake_signal(p->plat->user, p->wake);
+}
+
+/* Wakes the background thread if it sleeps, once. With the lock. */
+OPC__FN void opc__node_kick(opcomms_peer *p) {
+    p->more = 1;
+    if (!p->sleeping || p->kicked) return;
+    p->kicked = 1;
+    opc__node_wake(p);
 }
 
 OPC__FN void opc__node_failed(opcomms_peer *p, opcomms_err rc) {
@@ -15045,7 +15196,9 @@ OPC__FN void opc__node_flush_here(opcomms_peer *p) {
 }
 
 OPC__FN void opc__node_flush_inline(opcomms_peer *p) {
-    opcomms_err rc = p->store->c->flush_begin(p->store);
+    opcomms_err rc;
+    p->sealing = p->store->c->end(p->store);
+    rc = p->store->c->flush_begin(p->store);
     if (rc == OPCOMMS_E_AGAIN) return;
     if (rc != OPCOMMS_OK) {
         opc__node_failed(p, rc);
@@ -15090,6 +15243,7 @@ OPC__FN void opc__node_flush(opcomms_peer *p, uint64_t now_us) {
     if (!due || p->store->c->durable(p->store) >= p->store->c->end(p->store)) return;
     p->flushed_us = now_us;
     if (p->flush_async != NULL && p->unflushed > 1) {
+        p->sealing = p->store->c->end(p->store);
         rc = p->store->c->flush_begin(p->store);
         if (rc == OPCOMMS_OK) {
             p->flushing = 1;
@@ -15101,6 +15255,1465 @@ OPC__FN void opc__node_flush(opcomms_peer *p, uint64_t now_us) {
         return;
     }
     opc__node_flush_inline(p);
+}
+
+/* ---- calls that wait for a native answer ---- */
+
+OPC__FN void opc__peer_answer(opcomms_peer *p, opc__call *call, opcomms_err rc, const char *more) {
+    (void)p;
+    call->next = NULL;
+    call->result = rc == OPCOMMS_OK ? rc : opc__err_set(&call->detail, rc, 0, more);
+    call->done = 1;
+    opc__cond_all(call->wake);
+}
+
+OPC__FN void opc__peer_fail(opcomms_peer *p, opc__call *call, opcomms_err rc, int os_code,
+                            int tls_code, const char *more) {
+    if (call->written && rc != OPCOMMS_E_ROLLBACK && rc != OPCOMMS_E_NOT_ALLOWED) {
+        rc = OPCOMMS_E_UNKNOWN_OUTCOME;
+    }
+    opc__peer_answer(p, call, rc, more);
+    call->detail.os_code = os_code;
+    call->detail.tls_code = tls_code;
+}
+
+/* ---- what becomes of queued messages ---- */
+
+/* Entry i becomes a dead letter; 0: the store has no room for that now. */
+OPC__FN int opc__peer_kill(opcomms_peer *p, uint32_t i, opcomms_err code) {
+    const opc__entry *e = opc__items_at(&p->items, i);
+    uint64_t position = 0;
+    opc__try t;
+    opcomms_err rc;
+    memset(&t, 0, sizeof t);
+    t.uid = e->uid;
+    t.attempts = opc__outbox_attempts(e);
+    t.code = code;
+    t.tried = e->tried;
+    t.dead = 1;
+    t.time_s = p->wall_s;
+    rc = p->store->c->tried(p->store, &t, &position);
+    if (rc == OPCOMMS_E_AGAIN) return 0;
+    if (rc != OPCOMMS_OK) {
+        opc__node_failed(p, rc);
+        return 0;
+    }
+    p->unflushed++;
+    opc__peer_event(p, e->uid, OPCOMMS_STATE_DEAD, code, p->outbox.dests[e->box].server);
+    opc__outbox_kill(&p->outbox, i, code, p->wall_s);
+    return 1;
+}
+
+/* Takes note of what the receiver has acknowledged for a destination. */
+OPC__FN void opc__peer_progress(opcomms_peer *p, uint32_t d) {
+    const uint8_t *server = p->outbox.dests[d].server;
+    uint32_t i;
+    int state = 0;
+    while ((i = opc__outbox_progress(&p->outbox, d, &state)) != OPC__ITEMS_NONE) {
+        const opc__entry *e = opc__items_at(&p->items, i);
+        uint64_t position = 0;
+        opcomms_err rc;
+        if (state != OPC__OUTBOX_OVER) {
+            opc__peer_event(p, e->uid, state == OPC__OUTBOX_RECEIVED ? OPCOMMS_STATE_RECEIVED
+                                                                     : OPCOMMS_STATE_DURABLE,
+                            OPCOMMS_OK, server);
+            continue;
+        }
+        rc = p->store->c->done(p->store, opc__items_ref(&p->items, i), e->uid,
+                               OPC__DONE_DELIVERED, &position);
+        if (rc == OPCOMMS_E_AGAIN) {
+            p->unsettled = 1; /* goes on in a later step */
+            return;
+        }
+        if (rc != OPCOMMS_OK) {
+            opc__node_failed(p, rc);
+            return;
+        }
+        p->stats.delivered++;
+        p->stats.messages_out++;
+        opc__peer_event(p, e->uid, e->level == OPC__LEVEL_CONSUMED ? OPCOMMS_STATE_CONSUMED
+                                                                   : OPCOMMS_STATE_DURABLE,
+                        OPCOMMS_OK, server);
+        opc__outbox_remove(&p->outbox, i);
+    }
+}
+
+/* Everything of one opening of our log up to `number` has reached a level. */
+OPC__FN void opc__peer_acked(opcomms_peer *p, uint32_t d, const opc__epoch *epoch, uint64_t number,
+                             int level) {
+    uint32_t era = opc__outbox_era_find(&p->outbox, d, epoch);
+    if (era == OPC__ITEMS_NONE) return;
+    opc__outbox_acked(&p->outbox, era, level, number);
+    opc__outbox_ok(&p->outbox, d);
+    opc__peer_progress(p, d);
+}
+
+/* An attempt for this destination has failed. What was tried is noted in the log for the oldest and
+   for those whose attempts are limited. */
+OPC__FN void opc__peer_attempt_failed(opcomms_peer *p, uint32_t d, opcomms_err code) {
+    uint32_t i = OPC__ITEMS_NONE, n = 0;
+    p->stats.attempts_failed++;
+    while ((i = opc__outbox_trying(&p->outbox, d, i)) != OPC__ITEMS_NONE) {
+        const opc__entry *e = opc__items_at(&p->items, i);
+        uint64_t position = 0;
+        opc__try t;
+        if (n++ > 0 && !e->term) continue;
+        memset(&t, 0, sizeof t);
+        t.uid = e->uid;
+        t.attempts = opc__outbox_attempts(e) + 1u;
+        t.code = code;
+        t.tried = e->tried;
+        t.time_s = p->wall_s;
+        /* Without room it is not noted: after a crash it was an attempt less. */
+        (void)p->store->c->tried(p->store, &t, &position);
+    }
+    opc__outbox_failed(&p->outbox, d, code, opc__node_now(p), (uint32_t)opc__node_span(p));
+}
+
+/* The receiver will never take this one. */
+OPC__FN void opc__peer_refused(opcomms_peer *p, uint32_t d, uint64_t number, opcomms_err why) {
+    uint32_t i = opc__items_find(&p->items, number);
+    if (i == OPC__ITEMS_NONE || opc__items_at(&p->items, i)->kind != OPC__KIND_OUT ||
+        opc__items_at(&p->items, i)->box != d) {
+        return; /* cancelled meanwhile */
+    }
+    (void)opc__peer_kill(p, i, why);
+}
+
+/* Entry i cannot be sent: its payload is lost, or too large for the receiver. */
+OPC__FN void opc__peer_unreadable(opcomms_peer *p, uint32_t i, opcomms_err why) {
+    if (!opc__peer_kill(p, i, why)) p->more = 1;
+}
+
+/* The channel of a destination is gone. why OPCOMMS_OK: nobody's fault. */
+OPC__FN void opc__peer_unserved(opcomms_peer *p, uint32_t d, opcomms_err why) {
+    opc__dest *x = &p->outbox.dests[d];
+    OPCOMMS_ASSERT(x->held > 0);
+    x->held--;
+    if (why != OPCOMMS_OK && !p->stopping && p->store != NULL) {
+        opc__peer_attempt_failed(p, d, why);
+    } else {
+        opc__outbox_rewind(&p->outbox, d);
+        opc__outbox_wake(&p->outbox, d);
+    }
+}
+
+/* The receiver has shut the channel. Its routing table refuses for good, everything else may change
+   by itself. */
+OPC__FN void opc__peer_shut(opcomms_peer *p, uint32_t d, opcomms_err why) {
+    if (why == OPCOMMS_E_ROUTE || why == OPCOMMS_E_INVAL) {
+        uint32_t i = opc__outbox_trying(&p->outbox, d, OPC__ITEMS_NONE);
+        opc__peer_unserved(p, d, OPCOMMS_OK);
+        if (i != OPC__ITEMS_NONE) (void)opc__peer_kill(p, i, why);
+        return;
+    }
+    opc__peer_unserved(p, d, why);
+}
+
+/* A connection to (server, address) could not be made: for all destinations that wait for it. */
+OPC__FN void opc__peer_unreached(opcomms_peer *p, const uint8_t server[32],
+                                 const opcomms_address *address, opcomms_err why) {
+    uint32_t d = opc__outbox_of_server(&p->outbox, server, OPC__ITEMS_NONE);
+    for (; d != OPC__ITEMS_NONE; d = opc__outbox_of_server(&p->outbox, server, d)) {
+        const opc__dest *x = &p->outbox.dests[d];
+        if (x->held == 0 && x->at == OPC__OUTBOX_AT_PARKED && x->address.family != 0 &&
+            opc__id_same(&x->address, address)) {
+            opc__peer_attempt_failed(p, d, why);
+        }
+    }
+}
+
+/* Something has changed about the connections to a server. */
+OPC__FN void opc__peer_wake(opcomms_peer *p, const uint8_t server[32]) {
+    uint32_t d = opc__outbox_of_server(&p->outbox, server, OPC__ITEMS_NONE);
+    for (; d != OPC__ITEMS_NONE; d = opc__outbox_of_server(&p->outbox, server, d)) {
+        opc__outbox_wake(&p->outbox, d);
+    }
+    p->more = 1;
+}
+
+/* Compares what a peer says of its log and ours with what is on record. */
+OPC__FN opcomms_err opc__peer_judge(opcomms_peer *p, const uint8_t peer[32], const opc__hello *h) {
+    uint8_t note[OPC__NOTE_MAX];
+    uint64_t position = 0;
+    int changed = 0, whose = 0;
+    opcomms_err rc = opc__numbers_judge(&p->numbers, peer, h, &changed, &whose);
+    if (rc == OPCOMMS_E_ROLLBACK) {
+        char text[65];
+        opc__str_hash_write(peer, text);
+        p->stats.rollbacks++;
+        opc__node_say(p, OPCOMMS_LOG_ERROR,
+                      whose == OPC__NUMBERS_OURS ? "our own log went back, says "
+                                                 : "an older log came back: that of ", text);
+        opc__peer_event(p, 0, OPCOMMS_STATE_ROLLBACK, rc, peer);
+        return rc;
+    }
+    if (rc == OPCOMMS_OK && changed) {
+        size_t n = opc__numbers_peer_note(&p->numbers, peer, note);
+        rc = p->store->c->note(p->store, OPC__NOTE_PEER, note, n, &position);
+        if (rc == OPCOMMS_OK) p->unflushed++;
+    }
+    return rc;
+}
+
+/* >>flow ==== L3 ==== a native conversation: channels, windows, acknowledgements */
+
+#define OPC__FLOW_CHANNELS 256u /* of each side, at most */
+#define OPC__FLOW_REFUSALS 16u  /* owed at once; reading stops when all are taken */
+#define OPC__FLOW_RECORD 4096u  /* bytes that fit an empty TLS record of ours */
+#define OPC__FLOW_CHUNK 16384u  /* most payload in one frame that we take */
+
+/* Everything up to `number` is durable once `position` is visible. */
+typedef struct opc__mark {
+    uint64_t number;
+    uint64_t position;
+} opc__mark;
+
+/* A channel that the peer has opened. */
+typedef struct opc__flow_in {
+    int used;
+    int open; /* DATA is taken; otherwise dropped */
+    uint8_t stream;
+    uint8_t from_id;
+    uint8_t dest_id;
+    uint8_t wants;
+    int tell; /* STATE is owed */
+    int32_t code;
+    uint32_t numbers; /* its stream, see >>numbers */
+    int counted;      /* which it holds */
+    uint32_t box;
+    uint8_t *dest;
+    uint32_t dest_len;
+    opc__epoch epoch;
+    uint64_t routes; /* generation of the routing table that let it pass */
+    uint64_t last;   /* number of the last DATA */
+    uint64_t received, durable, consumed; /* as told */
+    opc__mark sealed; /* goes with the flush under way */
+    opc__mark fresh;  /* goes with the next one */
+    uint64_t messages, bytes; /* taken since OPEN */
+    uint64_t credit_messages, credit_bytes;
+    uint64_t consumed_seen; /* opcomms_peer.consumptions when `consumed` was looked up */
+    /* the message under way, in chunks */
+    int put_open;
+    int dropping; /* it is a duplicate or refused: the rest is only counted */
+    uint32_t put;
+    uint8_t flags; /* of its DATA */
+    uint64_t number;
+    uint64_t total;
+    uint64_t got;
+} opc__flow_in;
+
+enum { OPC__OUT_FREE = 0, OPC__OUT_OPENING, OPC__OUT_ASKED, OPC__OUT_OPEN, OPC__OUT_CLOSING };
+
+/* A channel of ours. */
+typedef struct opc__flow_out {
+    int state;
+    uint8_t stream;
+    uint8_t from_id;
+    uint8_t dest_id;
+    uint8_t wants;
+    uint32_t dest;  /* QUEUE: of the outbox */
+    char text[65];  /* DIRECT: the destination */
+    opc__epoch epoch;
+    uint64_t messages, bytes; /* sent since OPEN */
+    uint64_t credit_messages, credit_bytes;
+    uint64_t last;      /* number of the last message begun */
+    uint64_t settled;   /* acknowledged as durable */
+    uint64_t seen;      /* what the peer had of this stream when it opened the channel */
+    /* the message under way, in chunks */
+    int under_way;
+    int abort;         /* half of it is out and nobody wants the rest: that is to be told */
+    uint32_t entry;    /* QUEUE */
+    opc__call *call;   /* DIRECT */
+    uint64_t number;
+    uint64_t total;
+    uint64_t sent;
+} opc__flow_out;
+
+typedef struct opc__refusal {
+    uint32_t channel;
+    int32_t code;
+    uint64_t number;
+} opc__refusal;
+
+typedef struct opc__flow {
+    opcomms_peer *peer;
+    opc__slot *slot;
+    int hello_sent;
+    int hello_got;
+    int greeted; /* and whoever waited for that knows */
+    int32_t bye; /* the reason to end, told before */
+    int bye_told;
+    int serves;  /* the peer takes OPEN */
+    uint32_t chunk;
+    uint64_t message_max;
+    opc__flow_in *in;
+    uint32_t in_cap;
+    opc__flow_out *out;
+    uint32_t out_cap;
+    uint32_t turn;
+    opc__refusal refusals[OPC__FLOW_REFUSALS];
+    uint32_t refusals_count;
+    int pong;
+    uint8_t pong_bytes[8];
+    opc__call *calls;   /* to be sent, ascending by number */
+    opc__call *waiting; /* sent */
+    opc__flow_in *receiving; /* whose payload is coming in, or NULL: dropped */
+    uint64_t heard_seen;
+    uint64_t heard_us;       /* when the peer was heard last */
+    uint64_t await_us;       /* since when we wait for something; 0: we do not */
+    uint64_t await_until_us; /* when to look again */
+    int ping;                /* one is to be sent */
+    int pinged;
+    opc__native_in input;
+} opc__flow;
+
+OPC__FN opc__flow_in *opc__flow_in_at(opc__flow *f, uint32_t channel) {
+    return channel > 0 && channel <= f->in_cap && f->in[channel - 1u].used
+               ? &f->in[channel - 1u] : NULL;
+}
+
+OPC__FN opc__flow_out *opc__flow_out_at(opc__flow *f, uint32_t channel) {
+    return channel > 0 && channel <= f->out_cap && f->out[channel - 1u].state != OPC__OUT_FREE
+               ? &f->out[channel - 1u] : NULL;
+}
+
+OPC__FN void opc__flow_drop_put(opc__flow *f, opc__flow_in *ch) {
+    if (ch->put_open) f->peer->store->c->abort(f->peer->store, ch->put);
+    ch->put_open = 0;
+    ch->dropping = 0;
+    ch->total = 0;
+}
+
+/* ---- receiving: channels ---- */
+
+/* Why the peer may not put messages into this mailbox; OPCOMMS_OK: it may. */
+OPC__FN opcomms_err opc__flow_routes(opc__flow *f, opc__flow_in *ch) {
+    opcomms_peer *p = f->peer;
+    uint64_t now = opc__route_generation(p->routes);
+    char from[65];
+    if (ch->routes == now) return OPCOMMS_OK;
+    opc__str_hash_write(opc__tls_peer(&f->slot->conn.tls), from);
+    if ((!opc__mailbox_is_own(&p->mailbox, ch->dest, ch->dest_len) && p->cfg.mailboxes_max == 0) ||
+        !opc__route_can(p->routes, (const uint8_t *)from, 64, ch->from_id, ch->dest, ch->dest_len,
+                        ch->dest_id)) {
+        p->stats.routes_refused++;
+        opc__node_say(p, OPCOMMS_LOG_WARNING, "route refused for ", from);
+        return OPCOMMS_E_ROUTE;
+    }
+    ch->routes = now;
+    return OPCOMMS_OK;
+}
+
+/* The channel is closed by us: what comes on it is dropped until it is opened again. */
+OPC__FN void opc__flow_shut(opc__flow *f, opc__flow_in *ch, opcomms_err why) {
+    opc__flow_drop_put(f, ch);
+    ch->open = 0;
+    ch->tell = 1;
+    ch->code = why;
+}
+
+OPC__FN void opc__flow_in_free(opc__flow *f, opc__flow_in *ch) {
+    opc__flow_drop_put(f, ch);
+    if (ch->counted) opc__numbers_close(&f->peer->numbers, ch->numbers);
+    opc__mem_free(&f->peer->mem, ch->dest, (size_t)ch->dest_len + 1u);
+    if (f->receiving == ch) f->receiving = NULL;
+    memset(ch, 0, sizeof *ch);
+}
+
+/* Room for channel number `channel`; NULL: none. */
+OPC__FN opc__flow_in *opc__flow_in_room(opc__flow *f, uint32_t channel) {
+    uint32_t cap = f->in_cap == 0 ? 4 : f->in_cap;
+    opc__flow_in *grown;
+    if (channel == 0 || channel > OPC__FLOW_CHANNELS) return NULL;
+    while (cap < channel) cap *= 2;
+    if (cap > f->in_cap) {
+        size_t receiving = f->receiving != NULL ? (size_t)(f->receiving - f->in) : 0;
+        grown = (opc__flow_in *)opc__mem_array(&f->peer->mem, cap, sizeof *grown);
+        if (grown == NULL) return NULL;
+        if (f->in_cap > 0) memcpy(grown, f->in, f->in_cap * sizeof *grown);
+        opc__mem_free(&f->peer->mem, f->in, f->in_cap * sizeof *grown);
+        if (f->receiving != NULL) f->receiving = grown + receiving;
+        f->in = grown;
+        f->in_cap = cap;
+    }
+    return &f->in[channel - 1u];
+}
+
+/* How many more messages of this sender the mailbox takes. */
+OPC__FN uint32_t opc__flow_free(const opc__flow *f, const opc__flow_in *ch) {
+    const opcomms_peer *p = f->peer;
+    uint32_t most = p->cfg.window_messages, free;
+    free = opc__mailbox_free_for(&p->mailbox, ch->box, opc__tls_peer(&f->slot->conn.tls));
+    return free < most ? free : most;
+}
+
+OPC__FN void opc__flow_credit(const opc__flow *f, opc__flow_in *ch) {
+    uint64_t messages = ch->messages + opc__flow_free(f, ch);
+    uint64_t bytes = ch->bytes + f->peer->cfg.window_bytes;
+    if (messages > ch->credit_messages) ch->credit_messages = messages;
+    if (bytes > ch->credit_bytes) ch->credit_bytes = bytes;
+}
+
+OPC__FN opcomms_err opc__flow_on_open(opc__flow *f, const opc__native_event *e) {
+    opcomms_peer *p = f->peer;
+    const uint8_t *peer = opc__tls_peer(&f->slot->conn.tls);
+    opc__flow_in *ch = opc__flow_in_room(f, e->channel);
+    opcomms_err rc;
+    if (ch == NULL) return OPCOMMS_E_LIMIT; /* ends the connection: it was asked for too much */
+    if (ch->used) opc__flow_in_free(f, ch);
+    ch->routes = UINT64_MAX;
+    ch->dest = (uint8_t *)opc__mem_alloc(&p->mem, e->n + 1u);
+    if (ch->dest == NULL) return OPCOMMS_E_NOMEM;
+    memcpy(ch->dest, e->p, e->n);
+    ch->dest_len = (uint32_t)e->n;
+    ch->used = 1;
+    ch->stream = e->stream;
+    ch->from_id = e->from_id;
+    ch->dest_id = e->dest_id;
+    ch->wants = e->wants;
+    ch->epoch = e->epoch;
+    ch->tell = 1;
+    rc = opc__flow_routes(f, ch);
+    if (rc == OPCOMMS_OK) {
+        rc = opc__mailbox_open(&p->mailbox, ch->dest, ch->dest_len, ch->dest_id, &ch->box);
+    }
+    if (rc == OPCOMMS_OK && !opc__numbers_announced(&p->numbers, peer, &ch->epoch)) {
+        return OPCOMMS_E_PROTOCOL;
+    }
+    if (rc == OPCOMMS_OK) {
+        opc__numbers_key key;
+        memset(&key, 0, sizeof key);
+        memcpy(key.sender, peer, 32);
+        key.from_id = ch->from_id;
+        key.dest_id = ch->dest_id;
+        key.kind = ch->stream;
+        key.epoch = ch->epoch;
+        if (!opc__mailbox_is_own(&p->mailbox, ch->dest, ch->dest_len)) {
+            key.dest = ch->dest;
+            key.dest_len = ch->dest_len;
+        }
+        rc = opc__numbers_open(&p->numbers, &key, &ch->numbers);
+        ch->counted = rc == OPCOMMS_OK;
+    }
+    if (rc == OPCOMMS_OK && p->failed != OPCOMMS_OK) rc = OPCOMMS_E_POISONED;
+    ch->code = rc;
+    ch->open = rc == OPCOMMS_OK;
+    if (ch->open) {
+        ch->durable = p->store->c->end(p->store) <= p->visible
+                          ? opc__numbers_seen(&p->numbers, ch->numbers, &ch->epoch) : 0;
+        opc__flow_credit(f, ch);
+    }
+    return OPCOMMS_OK;
+}
+
+/* ---- receiving: messages ---- */
+
+/* What is taken up to `number` can be acknowledged when `position` is visible. */
+OPC__FN void opc__flow_mark(opc__flow *f, opc__flow_in *ch, uint64_t number, uint64_t position) {
+    if (ch->fresh.position != 0 && ch->fresh.position <= f->peer->sealing) {
+        ch->sealed = ch->fresh; /* all before it went with an earlier flush */
+    }
+    ch->fresh.number = number;
+    ch->fresh.position = position;
+}
+
+/* A number that is settled without being stored: a duplicate, or refused. What it repeats may not
+   be durable yet. */
+OPC__FN void opc__flow_skip(opc__flow *f, opc__flow_in *ch, uint64_t number) {
+    opcomms_peer *p = f->peer;
+    uint64_t end = p->store->c->end(p->store);
+    if (end > p->visible) p->unflushed++;
+    opc__flow_mark(f, ch, number, end);
+}
+
+OPC__FN void opc__flow_refuse(opc__flow *f, uint32_t channel, uint64_t number, opcomms_err code) {
+    opc__refusal *r;
+    OPCOMMS_ASSERT(f->refusals_count < OPC__FLOW_REFUSALS);
+    r = &f->refusals[f->refusals_count++];
+    r->channel = channel;
+    r->number = number;
+    r->code = code;
+}
+
+OPC__FN uint32_t opc__flow_in_number(const opc__flow *f, const opc__flow_in *ch) {
+    return (uint32_t)(ch - f->in + 1);
+}
+
+/* Decides about a message from its head: 1: it is to be stored. Otherwise it is settled already, or
+   the channel is shut. */
+OPC__FN int opc__flow_wanted(opc__flow *f, opc__flow_in *ch, uint64_t number, uint64_t bytes) {
+    opcomms_peer *p = f->peer;
+    const uint8_t *peer = opc__tls_peer(&f->slot->conn.tls);
+    int verdict = opc__numbers_check(&p->numbers, ch->numbers, &ch->epoch, number);
+    opcomms_err rc;
+    if (verdict == OPC__NUMBERS_DUPLICATE) {
+        p->stats.duplicates++;
+        opc__flow_skip(f, ch, number);
+        return 0;
+    }
+    if (verdict != OPC__NUMBERS_NEW || bytes > p->cfg.message_bytes_max) {
+        opcomms_err why = OPCOMMS_E_LIMIT;
+        if (verdict == OPC__NUMBERS_TOO_OLD) why = OPCOMMS_E_UNKNOWN_OUTCOME;
+        if (verdict == OPC__NUMBERS_ROLLBACK) why = OPCOMMS_E_ROLLBACK;
+        opc__flow_refuse(f, opc__flow_in_number(f, ch), number, why);
+        opc__flow_skip(f, ch, number);
+        return 0;
+    }
+    rc = opc__flow_routes(f, ch);
+    if (rc == OPCOMMS_OK && p->failed != OPCOMMS_OK) rc = OPCOMMS_E_POISONED;
+    if (rc == OPCOMMS_OK &&
+        !opc__mailbox_is(&p->mailbox, ch->box, ch->dest, ch->dest_len, ch->dest_id)) {
+        rc = opc__mailbox_open(&p->mailbox, ch->dest, ch->dest_len, ch->dest_id, &ch->box);
+    }
+    if (rc == OPCOMMS_OK) rc = opc__mailbox_reserve(&p->mailbox, ch->box, peer);
+    if (rc != OPCOMMS_OK) {
+        p->stats.queue_full++;
+        opc__flow_shut(f, ch, rc);
+        return 0;
+    }
+    return 1;
+}
+
+/* The whole message lies in the put: stores it. */
+OPC__FN opcomms_err opc__flow_store(opc__flow *f, opc__flow_in *ch, uint64_t number,
+                                    uint64_t bytes, uint8_t flags) {
+    opcomms_peer *p = f->peer;
+    const uint8_t *peer = opc__tls_peer(&f->slot->conn.tls);
+    opc__msg_meta meta;
+    uint64_t uid = 0, ref = 0, position = 0;
+    opcomms_err rc;
+    memset(&meta, 0, sizeof meta);
+    memcpy(meta.from, peer, 32);
+    meta.from_id = ch->from_id;
+    meta.dest_id = ch->dest_id;
+    if (flags & OPC__NATIVE_TEXT) meta.flags |= OPC__MSG_TEXT;
+    if ((flags & OPC__NATIVE_UNCERTAIN) != 0 ||
+        opc__numbers_uncertain(&p->numbers, ch->numbers, &ch->epoch)) {
+        meta.flags |= OPC__MSG_UNCERTAIN;
+    }
+    meta.dest = ch->dest;
+    meta.dest_len = ch->dest_len;
+    meta.bytes = bytes;
+    meta.wire_bytes = UINT64_MAX; /* found out when somebody asks for it in JSON */
+    meta.time_s = p->wall_s;
+    meta.stream = ch->stream;
+    meta.epoch = ch->epoch;
+    meta.number = number;
+    rc = p->store->c->commit(p->store, ch->put, &meta, &uid, &ref, &position);
+    if (rc == OPCOMMS_E_AGAIN) return rc;
+    if (rc != OPCOMMS_OK) {
+        if (rc != OPCOMMS_E_FULL && rc != OPCOMMS_E_LIMIT && rc != OPCOMMS_E_NOMEM) {
+            opc__node_failed(p, rc);
+        }
+        opc__flow_shut(f, ch, rc);
+        return OPCOMMS_OK;
+    }
+    ch->put_open = 0;
+    opc__numbers_take(&p->numbers, ch->numbers, &ch->epoch, number, uid);
+    opc__mailbox_add(&p->mailbox, ch->box, peer, uid, ref, position, bytes);
+    opc__flow_mark(f, ch, number, position);
+    p->unflushed++;
+    p->stats.messages_in++;
+    return OPCOMMS_OK;
+}
+
+/* Feeds payload into the put; a store without room for it shuts the channel. */
+OPC__FN void opc__flow_feed(opc__flow *f, opc__flow_in *ch, const uint8_t *data, size_t n) {
+    opcomms_peer *p = f->peer;
+    opcomms_err rc = OPCOMMS_OK;
+    if (!ch->put_open) {
+        rc = p->store->c->begin(p->store, &ch->put);
+        if (rc == OPCOMMS_OK) ch->put_open = 1;
+    }
+    if (rc == OPCOMMS_OK && n > 0) rc = p->store->c->data(p->store, ch->put, data, n);
+    if (rc != OPCOMMS_OK) opc__flow_shut(f, ch, rc == OPCOMMS_E_AGAIN ? OPCOMMS_E_FULL : rc);
+}
+
+/* The head of a message: of a whole one (total = what this frame carries) or of its first chunk. */
+OPC__FN opcomms_err opc__flow_on_data(opc__flow *f, const opc__native_event *e) {
+    opc__flow_in *ch = opc__flow_in_at(f, e->channel);
+    f->receiving = NULL;
+    if (ch == NULL || !ch->open) return OPCOMMS_OK; /* shut while this was on its way */
+    if (ch->total != 0 || ch->put_open || ch->dropping || e->number <= ch->last ||
+        ch->messages >= ch->credit_messages || ch->bytes >= ch->credit_bytes) {
+        return OPCOMMS_E_PROTOCOL;
+    }
+    ch->last = e->number;
+    ch->number = e->number;
+    ch->flags = e->flags;
+    ch->total = e->total;
+    ch->got = 0;
+    ch->messages++;
+    ch->bytes += e->total;
+    ch->dropping = !opc__flow_wanted(f, ch, e->number, e->total);
+    f->receiving = ch->open ? ch : NULL;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__flow_on_chunk(opc__flow *f, const opc__native_event *e) {
+    opc__flow_in *ch = opc__flow_in_at(f, e->channel);
+    f->receiving = NULL;
+    if (ch == NULL || !ch->open) return OPCOMMS_OK;
+    if (ch->total == 0) return OPCOMMS_E_PROTOCOL; /* nothing is under way */
+    if (e->flags & OPC__NATIVE_ABORT) {
+        opc__flow_drop_put(f, ch);
+        return OPCOMMS_OK;
+    }
+    ch->flags = (uint8_t)((ch->flags & ~OPC__NATIVE_MORE) | (e->flags & OPC__NATIVE_MORE));
+    f->receiving = ch;
+    return OPCOMMS_OK;
+}
+
+/* Payload of the frame whose head came last; `end`: it is complete. */
+OPC__FN opcomms_err opc__flow_on_payload(opc__flow *f, const uint8_t *data, size_t n, int end) {
+    opc__flow_in *ch = f->receiving;
+    opcomms_err rc = OPCOMMS_OK;
+    if (ch == NULL) return OPCOMMS_OK;
+    if (n > ch->total - ch->got) return OPCOMMS_E_PROTOCOL;
+    if (!ch->dropping) opc__flow_feed(f, ch, data, n);
+    if (!ch->open) {
+        f->receiving = NULL;
+        return OPCOMMS_OK;
+    }
+    ch->got += n;
+    if (!end) return OPCOMMS_OK;
+    f->receiving = NULL;
+    if (ch->flags & OPC__NATIVE_MORE) return ch->got < ch->total ? rc : OPCOMMS_E_PROTOCOL;
+    if (ch->got != ch->total) return OPCOMMS_E_PROTOCOL;
+    if (!ch->dropping) rc = opc__flow_store(f, ch, ch->number, ch->total, ch->flags);
+    opc__flow_drop_put(f, ch);
+    return rc;
+}
+
+/* ---- sending: what the peer says ---- */
+
+OPC__FN opc__flow_out *opc__flow_out_room(opc__flow *f) {
+    uint32_t i, cap = f->out_cap == 0 ? 4 : f->out_cap * 2;
+    opc__flow_out *grown;
+    for (i = 0; i < f->out_cap; i++) {
+        if (f->out[i].state == OPC__OUT_FREE) return &f->out[i];
+    }
+    if (cap > OPC__FLOW_CHANNELS) return NULL;
+    grown = (opc__flow_out *)opc__mem_array(&f->peer->mem, cap, sizeof *grown);
+    if (grown == NULL) return NULL;
+    if (f->out_cap > 0) memcpy(grown, f->out, f->out_cap * sizeof *grown);
+    opc__mem_free(&f->peer->mem, f->out, f->out_cap * sizeof *grown);
+    i = f->out_cap;
+    f->out = grown;
+    f->out_cap = cap;
+    return &f->out[i];
+}
+
+OPC__FN uint32_t opc__flow_out_number(const opc__flow *f, const opc__flow_out *ch) {
+    return (uint32_t)(ch - f->out + 1);
+}
+
+/* Takes a call out of a list; 0: it is not in it. */
+OPC__FN int opc__flow_unlink(opc__call **list, const opc__call *call) {
+    while (*list != NULL && *list != call) list = &(*list)->next;
+    if (*list == NULL) return 0;
+    *list = call->next;
+    return 1;
+}
+
+/* Calls are kept ascending by number, so that a channel carries them so. */
+OPC__FN void opc__flow_link(opc__call **list, opc__call *call) {
+    while (*list != NULL && (*list)->number <= call->number) list = &(*list)->next;
+    call->next = *list;
+    *list = call;
+}
+
+/* The calls sent on a direct channel, up to `number`, are answered. */
+OPC__FN void opc__flow_answer(opc__flow *f, uint32_t channel, uint64_t number) {
+    opc__call **at = &f->waiting;
+    while (*at != NULL) {
+        opc__call *call = *at;
+        if (call->channel != channel || call->number > number) {
+            at = &call->next;
+            continue;
+        }
+        *at = call->next;
+        opc__peer_answer(f->peer, call, OPCOMMS_OK, NULL);
+    }
+}
+
+OPC__FN opcomms_err opc__flow_on_ack(opc__flow *f, const opc__native_event *e) {
+    opc__flow_out *ch = opc__flow_out_at(f, e->channel);
+    if (ch == NULL) return OPCOMMS_OK; /* closed meanwhile */
+    if (e->number > ch->last || ch->state == OPC__OUT_OPENING) {
+        /* Beyond what was sent here: only what is known from an earlier connection. */
+        if (e->number > ch->seen || ch->state == OPC__OUT_OPENING) return OPCOMMS_E_PROTOCOL;
+    }
+    if (e->credit_messages > ch->credit_messages) ch->credit_messages = e->credit_messages;
+    if (e->credit_bytes > ch->credit_bytes) ch->credit_bytes = e->credit_bytes;
+    if (ch->stream == OPC__STREAM_DIRECT) {
+        if (e->flags >= OPC__NATIVE_DURABLE) opc__flow_answer(f, e->channel, e->number);
+        return OPCOMMS_OK;
+    }
+    if (e->number == 0) return OPCOMMS_OK;
+    if (e->flags >= OPC__NATIVE_DURABLE && e->number > ch->settled) ch->settled = e->number;
+    opc__peer_acked(f->peer, ch->dest, &ch->epoch, e->number, e->flags);
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__flow_on_refuse(opc__flow *f, const opc__native_event *e) {
+    opc__flow_out *ch = opc__flow_out_at(f, e->channel);
+    opcomms_err why = e->code < 0 && e->code > (int32_t)OPCOMMS_E_LAST_ ? (opcomms_err)e->code
+                                                                        : OPCOMMS_E_REMOTE;
+    opc__call *call;
+    if (ch == NULL) return OPCOMMS_OK;
+    if (e->number > ch->last || ch->state == OPC__OUT_OPENING) return OPCOMMS_E_PROTOCOL;
+    if (ch->stream == OPC__STREAM_QUEUE) {
+        opc__peer_refused(f->peer, ch->dest, e->number, why);
+        if (e->number > ch->settled) ch->settled = e->number;
+        return OPCOMMS_OK;
+    }
+    for (call = f->waiting; call != NULL; call = call->next) {
+        if (call->channel != e->channel || call->number != e->number) continue;
+        (void)opc__flow_unlink(&f->waiting, call);
+        opc__peer_answer(f->peer, call, why, "refused by the receiver");
+        break;
+    }
+    return OPCOMMS_OK;
+}
+
+/* The peer has shut our channel. */
+OPC__FN void opc__flow_out_end(opc__flow *f, opc__flow_out *ch, opcomms_err why) {
+    uint32_t channel = opc__flow_out_number(f, ch);
+    opc__call **list, *call;
+    int i;
+    if (ch->stream == OPC__STREAM_QUEUE) {
+        opc__peer_shut(f->peer, ch->dest, why);
+    } else {
+        for (i = 0; i < 2; i++) {
+            list = i == 0 ? &f->waiting : &f->calls;
+            while (*list != NULL) {
+                call = *list;
+                if (i == 0 ? call->channel != channel
+                           : call->from_id != ch->from_id || call->dest_id != ch->dest_id ||
+                                 strcmp(call->dest, ch->text) != 0) {
+                    list = &call->next;
+                    continue;
+                }
+                *list = call->next;
+                opc__peer_answer(f->peer, call, why, "refused by the receiver");
+            }
+        }
+    }
+    memset(ch, 0, sizeof *ch);
+}
+
+/* The peer has opened our channel, or shut it. */
+OPC__FN opcomms_err opc__flow_on_state(opc__flow *f, const opc__native_event *e) {
+    opc__flow_out *ch = opc__flow_out_at(f, e->channel);
+    opcomms_err why;
+    if (ch == NULL || ch->state == OPC__OUT_CLOSING) return OPCOMMS_OK;
+    if (ch->state == OPC__OUT_OPENING) return OPCOMMS_E_PROTOCOL;
+    if (e->code == 0) {
+        if (ch->state != OPC__OUT_ASKED) return OPCOMMS_E_PROTOCOL;
+        ch->state = OPC__OUT_OPEN;
+        ch->credit_messages = e->credit_messages;
+        ch->credit_bytes = e->credit_bytes;
+        ch->seen = e->number;
+        if (e->number > 0 && ch->stream == OPC__STREAM_QUEUE) {
+            opc__peer_acked(f->peer, ch->dest, &ch->epoch, e->number, OPC__NATIVE_DURABLE);
+        }
+        return OPCOMMS_OK;
+    }
+    why = e->code < 0 && e->code > (int32_t)OPCOMMS_E_LAST_ ? (opcomms_err)e->code
+                                                            : OPCOMMS_E_REMOTE;
+    opc__flow_out_end(f, ch, why);
+    return OPCOMMS_OK;
+}
+
+/* ---- sending: what we say ---- */
+
+/* What one record of ours still takes. */
+typedef struct opc__pen {
+    uint8_t *p;
+    size_t room;
+    size_t put;
+} opc__pen;
+
+OPC__FN uint8_t *opc__pen_at(opc__pen *pen) { return pen->p + pen->put; }
+OPC__FN size_t opc__pen_left(const opc__pen *pen) { return pen->room - pen->put; }
+
+/* What came of an attempt to write something. */
+enum { OPC__PEN_NOTHING = 0, OPC__PEN_WROTE, OPC__PEN_FULL };
+
+OPC__FN int opc__pen_wrote(opc__pen *pen, size_t n) {
+    pen->put += n;
+    return n > 0 ? OPC__PEN_WROTE : OPC__PEN_FULL;
+}
+
+OPC__FN int opc__flow_write_hello(opc__flow *f, opc__pen *pen) {
+    opcomms_peer *p = f->peer;
+    const uint8_t *peer = opc__tls_peer(&f->slot->conn.tls);
+    opc__hello h;
+    int wrote;
+    memset(&h, 0, sizeof h);
+    h.version = 1;
+    h.flags = OPC__NATIVE_TAKES_OPEN;
+    h.chunk = OPC__FLOW_CHUNK;
+    h.message_max = p->cfg.message_bytes_max;
+    p->store->c->epoch(p->store, &h.now);
+    opc__numbers_known(&p->numbers, peer, &h.known);
+    h.count = opc__outbox_epochs(&p->outbox, peer, h.pending, OPC__NATIVE_EPOCHS);
+    if (h.count > OPC__NATIVE_EPOCHS) h.count = OPC__NATIVE_EPOCHS;
+    if (h.count > 0 && h.pending[h.count - 1].counter == h.now.counter) h.count--;
+    wrote = opc__pen_wrote(pen, opc__native_hello(opc__pen_at(pen), opc__pen_left(pen), &h));
+    f->hello_sent = wrote == OPC__PEN_WROTE;
+    return wrote;
+}
+
+/* How far this channel's messages are consumed: up to before the oldest unread one. */
+OPC__FN uint64_t opc__flow_consumed(opc__flow *f, opc__flow_in *ch) {
+    opcomms_peer *p = f->peer;
+    uint8_t dest[OPC__DEST_MAX];
+    opc__msg_meta meta;
+    const uint8_t *peer = opc__tls_peer(&f->slot->conn.tls);
+    uint32_t i = OPC__MAILBOX_NONE;
+    while ((i = opc__mailbox_from(&p->mailbox, ch->box, peer, i)) != OPC__MAILBOX_NONE) {
+        if (p->store->c->meta(p->store, opc__items_ref(&p->items, i), &meta, dest, NULL) !=
+            OPCOMMS_OK) {
+            return 0;
+        }
+        if (meta.stream == ch->stream && meta.from_id == ch->from_id &&
+            meta.epoch.counter == ch->epoch.counter && meta.epoch.random == ch->epoch.random) {
+            return meta.number > 0 ? meta.number - 1 : 0;
+        }
+    }
+    return ch->durable;
+}
+
+OPC__FN int opc__flow_write_ack(opc__flow *f, opc__flow_in *ch, opc__pen *pen, int level,
+                                uint64_t number) {
+    size_t n;
+    opc__flow_credit(f, ch);
+    n = opc__native_ack(opc__pen_at(pen), opc__pen_left(pen), opc__flow_in_number(f, ch), (unsigned)level,
+                        number, ch->credit_messages, ch->credit_bytes);
+    return opc__pen_wrote(pen, n);
+}
+
+/* Acknowledgements and credit of one channel. */
+OPC__FN int opc__flow_write_acks(opc__flow *f, opc__flow_in *ch, opc__pen *pen) {
+    opcomms_peer *p = f->peer;
+    uint64_t durable = ch->durable, free;
+    int wrote = OPC__PEN_NOTHING;
+    if (ch->sealed.position != 0 && ch->sealed.position <= p->visible) {
+        durable = ch->sealed.number;
+        ch->sealed.position = 0;
+    }
+    if (ch->fresh.position != 0 && ch->fresh.position <= p->visible) {
+        durable = ch->fresh.number;
+        ch->fresh.position = 0;
+    }
+    if (durable > ch->durable) {
+        wrote = opc__flow_write_ack(f, ch, pen, OPC__NATIVE_DURABLE, durable);
+        if (wrote != OPC__PEN_WROTE) { /* comes back when there is room */
+            ch->sealed.number = durable;
+            ch->sealed.position = 1;
+            return wrote;
+        }
+        ch->durable = durable;
+        ch->received = durable;
+        ch->consumed_seen = 0;
+    }
+    if ((ch->wants & 1u) && ch->fresh.position != 0 && ch->fresh.number > ch->received) {
+        wrote = opc__flow_write_ack(f, ch, pen, OPC__NATIVE_RECEIVED, ch->fresh.number);
+        if (wrote != OPC__PEN_WROTE) return wrote;
+        ch->received = ch->fresh.number;
+    }
+    if ((ch->wants & 2u) && ch->consumed_seen != p->consumptions) {
+        uint64_t consumed = opc__flow_consumed(f, ch);
+        if (consumed > ch->consumed) {
+            wrote = opc__flow_write_ack(f, ch, pen, OPC__NATIVE_CONSUMED, consumed);
+            if (wrote != OPC__PEN_WROTE) return wrote;
+            ch->consumed = consumed;
+        }
+        ch->consumed_seen = p->consumptions;
+    }
+    if (!ch->open) return wrote;
+    /* Credit alone, when half of it is used up and there is more to be had. */
+    free = opc__flow_free(f, ch);
+    if (ch->messages + free > ch->credit_messages &&
+        ch->credit_messages - ch->messages <= free / 2u) {
+        return opc__flow_write_ack(f, ch, pen, OPC__NATIVE_DURABLE, ch->durable);
+    }
+    if (ch->credit_bytes <= ch->bytes + p->cfg.window_bytes / 2u) {
+        return opc__flow_write_ack(f, ch, pen, OPC__NATIVE_DURABLE, ch->durable);
+    }
+    return wrote;
+}
+
+OPC__FN int opc__flow_write_state(opc__flow *f, opc__flow_in *ch, opc__pen *pen) {
+    size_t n = opc__native_state(opc__pen_at(pen), opc__pen_left(pen), opc__flow_in_number(f, ch),
+                                 ch->code, ch->durable, ch->credit_messages, ch->credit_bytes);
+    if (n > 0) ch->tell = 0;
+    return opc__pen_wrote(pen, n);
+}
+
+/* What we owe as a receiver. */
+OPC__FN int opc__flow_write_owed(opc__flow *f, opc__pen *pen) {
+    uint32_t i;
+    int wrote;
+    if (f->pong) {
+        wrote = opc__pen_wrote(pen, opc__native_ping(opc__pen_at(pen), opc__pen_left(pen),
+                                                     OPC__NATIVE_PONG, f->pong_bytes));
+        if (wrote == OPC__PEN_FULL) return wrote;
+        f->pong = 0;
+    }
+    while (f->refusals_count > 0) { /* before the acknowledgement that covers them */
+        const opc__refusal *r = &f->refusals[0];
+        wrote = opc__pen_wrote(pen, opc__native_refuse(opc__pen_at(pen), opc__pen_left(pen),
+                                                       r->channel, r->number, r->code));
+        if (wrote == OPC__PEN_FULL) return wrote;
+        f->refusals_count--;
+        memmove(&f->refusals[0], &f->refusals[1], f->refusals_count * sizeof *r);
+    }
+    for (i = 0; i < f->in_cap; i++) {
+        if (!f->in[i].used) continue;
+        if (f->in[i].tell && f->in[i].code == 0 &&
+            opc__flow_write_state(f, &f->in[i], pen) == OPC__PEN_FULL) {
+            return OPC__PEN_FULL;
+        }
+        if (opc__flow_write_acks(f, &f->in[i], pen) == OPC__PEN_FULL) return OPC__PEN_FULL;
+        /* A channel that we shut: what was taken before is acknowledged first. */
+        if (f->in[i].tell && opc__flow_write_state(f, &f->in[i], pen) == OPC__PEN_FULL) {
+            return OPC__PEN_FULL;
+        }
+    }
+    return OPC__PEN_NOTHING;
+}
+
+/* Copies `n` bytes of the message under way, from `offset` on. */
+OPC__FN opcomms_err opc__flow_payload(opc__flow *f, const opc__flow_out *ch, uint64_t offset,
+                                      uint8_t *out, size_t n) {
+    opcomms_peer *p = f->peer;
+    size_t at = 0;
+    if (ch->stream == OPC__STREAM_DIRECT) {
+        if (n > 0) memcpy(out, ch->call->data + offset, n);
+        return OPCOMMS_OK;
+    }
+    while (at < n) {
+        size_t got = 0;
+        opcomms_err rc = p->store->c->read(p->store, opc__items_ref(&p->items, ch->entry),
+                                           offset + at, out + at, n - at, &got);
+        if (rc != OPCOMMS_OK) return rc;
+        if (got == 0) return OPCOMMS_E_LOG_DAMAGED;
+        at += got;
+    }
+    return OPCOMMS_OK;
+}
+
+/* Writes the message under way, whole when it fits a record, else its next chunk. */
+OPC__FN int opc__flow_write_piece(opc__flow *f, opc__flow_out *ch, uint8_t flags, opc__pen *pen) {
+    uint32_t number = opc__flow_out_number(f, ch);
+    uint64_t left = ch->total - ch->sent;
+    size_t head = ch->sent > 0 ? 8u : 16u, n, wrote;
+    int whole = ch->sent == 0 && ch->total <= OPC__FLOW_RECORD - 16u, more;
+    opcomms_err rc;
+    if (whole && opc__pen_left(pen) < 16u + (size_t)ch->total) return OPC__PEN_FULL;
+    if (!whole && ch->sent == 0) head = 24u;
+    if (!whole && opc__pen_left(pen) < head + 512u && opc__pen_left(pen) < head + left) {
+        return OPC__PEN_FULL;
+    }
+    n = opc__pen_left(pen) - head;
+    if (n > left) n = (size_t)left;
+    if (n > f->chunk) n = f->chunk;
+    more = n < left;
+    rc = opc__flow_payload(f, ch, ch->sent, opc__pen_at(pen) + head, n);
+    if (rc != OPCOMMS_OK) {
+        if (ch->sent > 0) {
+            (void)opc__pen_wrote(pen, opc__native_chunk_head(opc__pen_at(pen), opc__pen_left(pen),
+                                                             number, OPC__NATIVE_ABORT, 0));
+        }
+        ch->under_way = 0;
+        if (ch->stream == OPC__STREAM_QUEUE) opc__peer_unreadable(f->peer, ch->entry, rc);
+        return OPC__PEN_WROTE;
+    }
+    flags = (uint8_t)(flags | (more ? OPC__NATIVE_MORE : 0));
+    if (ch->sent == 0) {
+        wrote = opc__native_data_head(opc__pen_at(pen), opc__pen_left(pen), number, flags,
+                                      ch->number, ch->total, (uint32_t)n);
+    } else {
+        wrote = opc__native_chunk_head(opc__pen_at(pen), opc__pen_left(pen), number,
+                                       more ? OPC__NATIVE_MORE : 0, (uint32_t)n);
+    }
+    OPCOMMS_ASSERT(wrote == head || (!more && ch->sent == 0 && wrote == 16u));
+    pen->put += head + n;
+    ch->sent += n;
+    if (!more) {
+        ch->under_way = 0;
+        ch->bytes += ch->total;
+        ch->messages++;
+    }
+    return OPC__PEN_WROTE;
+}
+
+OPC__FN int opc__flow_has_credit(const opc__flow_out *ch) {
+    return ch->messages < ch->credit_messages && ch->bytes < ch->credit_bytes;
+}
+
+/* A channel that has to begin anew, for another opening of our log or for acknowledgements it was
+   not opened for, does so once all before is settled. */
+OPC__FN void opc__flow_reopen(opc__flow_out *ch) {
+    if (ch->settled == ch->last && !ch->under_way) ch->state = OPC__OUT_CLOSING;
+}
+
+/* The next message of a destination of the outbox, or the next chunk of it. */
+OPC__FN int opc__flow_write_queue(opc__flow *f, opc__flow_out *ch, opc__pen *pen) {
+    opcomms_peer *p = f->peer;
+    const opc__dest *d = &p->outbox.dests[ch->dest];
+    uint32_t i = opc__outbox_next(&p->outbox, ch->dest);
+    const opc__entry *e;
+    uint8_t flags = 0;
+    int wrote;
+    if ((d->wants & ~ch->wants) != 0) {
+        opc__flow_reopen(ch);
+        if (ch->state != OPC__OUT_OPEN) return OPC__PEN_NOTHING;
+    }
+    if (ch->under_way && (i == OPC__ITEMS_NONE || i != ch->entry)) { /* cancelled meanwhile */
+        ch->under_way = 0;
+        ch->abort = ch->sent > 0;
+        return OPC__PEN_WROTE;
+    }
+    if (i == OPC__ITEMS_NONE || ch->abort) return OPC__PEN_NOTHING;
+    e = opc__items_at(&p->items, i);
+    if (!ch->under_way) {
+        const opc__era *era = opc__outbox_era(&p->outbox, e);
+        if (!opc__outbox_epoch_equal(&era->epoch, &ch->epoch)) {
+            opc__flow_reopen(ch);
+            return OPC__PEN_NOTHING;
+        }
+        if (!opc__flow_has_credit(ch)) return OPC__PEN_NOTHING;
+        if (e->bytes > f->message_max) {
+            opc__peer_unreadable(p, i, OPCOMMS_E_LIMIT);
+            return OPC__PEN_WROTE;
+        }
+        ch->entry = i;
+        ch->number = e->uid;
+        ch->total = e->bytes;
+        ch->sent = 0;
+        ch->under_way = 1;
+    }
+    if (e->text) flags |= OPC__NATIVE_TEXT;
+    if (e->tried & OPC__TRIED_TARPC) flags |= OPC__NATIVE_UNCERTAIN;
+    wrote = opc__flow_write_piece(f, ch, flags, pen);
+    if (wrote == OPC__PEN_FULL && ch->sent == 0) ch->under_way = 0;
+    if (wrote != OPC__PEN_WROTE) return wrote;
+    if (ch->sent > 0 || ch->total == 0) ch->last = ch->number;
+    if (!ch->under_way && ch->sent == ch->total && ch->last == ch->number) {
+        opc__outbox_sent(&p->outbox, i, OPC__TRIED_NATIVE);
+    }
+    return OPC__PEN_WROTE;
+}
+
+/* The channel for a call, opened when there is none; NULL: it has to wait. */
+OPC__FN opc__flow_out *opc__flow_direct(opc__flow *f, const opc__call *call) {
+    opc__flow_out *ch;
+    uint32_t i;
+    for (i = 0; i < f->out_cap; i++) {
+        ch = &f->out[i];
+        if (ch->state != OPC__OUT_FREE && ch->stream == OPC__STREAM_DIRECT &&
+            ch->from_id == call->from_id && ch->dest_id == call->dest_id &&
+            strcmp(ch->text, call->dest) == 0) {
+            /* A number sent again, behind higher ones: on a channel that begins anew. */
+            if (ch->state == OPC__OUT_OPEN && call->number <= ch->last && !ch->under_way) {
+                const opc__call *w = f->waiting;
+                while (w != NULL && w->channel != i + 1u) w = w->next;
+                if (w == NULL) ch->state = OPC__OUT_CLOSING;
+            }
+            return ch;
+        }
+    }
+    ch = opc__flow_out_room(f);
+    if (ch == NULL) return NULL;
+    memset(ch, 0, sizeof *ch);
+    ch->state = OPC__OUT_OPENING;
+    ch->stream = OPC__STREAM_DIRECT;
+    ch->from_id = call->from_id;
+    ch->dest_id = call->dest_id;
+    memcpy(ch->text, call->dest, sizeof ch->text);
+    f->peer->store->c->epoch(f->peer->store, &ch->epoch);
+    return ch;
+}
+
+/* The next call of a thread that waits. */
+OPC__FN int opc__flow_write_call(opc__flow *f, opc__pen *pen) {
+    opc__call **at = &f->calls;
+    while (*at != NULL) {
+        opc__call *call = *at;
+        opc__flow_out *ch = opc__flow_direct(f, call);
+        int wrote;
+        if (call->len > f->message_max) {
+            *at = call->next;
+            opc__peer_answer(f->peer, call, OPCOMMS_E_LIMIT, "larger than the receiver takes");
+            return OPC__PEN_WROTE;
+        }
+        if (ch == NULL || ch->state != OPC__OUT_OPEN || (ch->under_way && ch->call != call) ||
+            (!ch->under_way && (call->number <= ch->last || !opc__flow_has_credit(ch)))) {
+            at = &call->next;
+            continue;
+        }
+        if (!ch->under_way) {
+            ch->call = call;
+            ch->number = call->number;
+            ch->total = call->len;
+            ch->sent = 0;
+            ch->under_way = 1;
+        }
+        wrote = opc__flow_write_piece(
+            f, ch, (uint8_t)(call->mode == OPC__RENDER_TEXT ? OPC__NATIVE_TEXT : 0), pen);
+        if (wrote == OPC__PEN_FULL && ch->sent == 0) ch->under_way = 0;
+        if (wrote != OPC__PEN_WROTE) return wrote;
+        call->written = 1;
+        call->channel = opc__flow_out_number(f, ch);
+        ch->last = ch->number;
+        if (!ch->under_way) {
+            *at = call->next;
+            ch->call = NULL;
+            opc__flow_link(&f->waiting, call);
+        }
+        return OPC__PEN_WROTE;
+    }
+    return OPC__PEN_NOTHING;
+}
+
+/* OPEN and CLOSE of one channel. */
+OPC__FN int opc__flow_write_channel(opc__flow *f, opc__flow_out *ch, opc__pen *pen) {
+    uint32_t number = opc__flow_out_number(f, ch);
+    opc__native_event e;
+    size_t n;
+    if (ch->state == OPC__OUT_CLOSING) {
+        n = opc__native_close(opc__pen_at(pen), opc__pen_left(pen), number);
+        if (n == 0) return OPC__PEN_FULL;
+        pen->put += n;
+        if (ch->stream == OPC__STREAM_QUEUE) {
+            opc__peer_unserved(f->peer, ch->dest, OPCOMMS_OK);
+        }
+        memset(ch, 0, sizeof *ch);
+        return OPC__PEN_WROTE;
+    }
+    if (ch->abort) {
+        n = opc__native_chunk_head(opc__pen_at(pen), opc__pen_left(pen), number, OPC__NATIVE_ABORT,
+                                   0);
+        if (n == 0) return OPC__PEN_FULL;
+        pen->put += n;
+        ch->abort = 0;
+    }
+    if (ch->state != OPC__OUT_OPENING) return OPC__PEN_NOTHING;
+    memset(&e, 0, sizeof e);
+    e.channel = number;
+    e.stream = ch->stream;
+    e.from_id = ch->from_id;
+    e.dest_id = ch->dest_id;
+    e.wants = ch->wants;
+    e.epoch = ch->epoch;
+    e.p = (const uint8_t *)ch->text;
+    e.n = strlen(ch->text);
+    if (ch->stream == OPC__STREAM_QUEUE) {
+        const opc__dest *d = &f->peer->outbox.dests[ch->dest];
+        e.p = d->dest;
+        e.n = d->dest_len;
+    }
+    n = opc__native_open(opc__pen_at(pen), opc__pen_left(pen), &e);
+    if (n > 0) ch->state = OPC__OUT_ASKED;
+    return opc__pen_wrote(pen, n);
+}
+
+/* Everything due, as far as one record takes it. */
+OPC__FN int opc__flow_fill(opc__flow *f, opc__pen *pen) {
+    uint32_t i, idle = 0;
+    int wrote;
+    if (!f->hello_sent) {
+        wrote = opc__flow_write_hello(f, pen);
+        if (wrote == OPC__PEN_FULL) return wrote;
+    }
+    if (f->bye != 0 && !f->bye_told) {
+        const char *text = opc__err_text((opcomms_err)f->bye);
+        size_t n = opc__native_bye(opc__pen_at(pen), opc__pen_left(pen), f->bye, text);
+        f->bye_told = n > 0;
+        return opc__pen_wrote(pen, n);
+    }
+    if (!f->hello_got || f->bye != 0) return OPC__PEN_NOTHING;
+    if (f->ping) {
+        static const uint8_t echo[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+        wrote = opc__pen_wrote(pen, opc__native_ping(opc__pen_at(pen), opc__pen_left(pen),
+                                                     OPC__NATIVE_PING, echo));
+        if (wrote == OPC__PEN_FULL) return wrote;
+        f->ping = 0;
+        f->pinged = 1;
+    }
+    wrote = opc__flow_write_owed(f, pen);
+    if (wrote == OPC__PEN_FULL) return wrote;
+    for (i = 0; i < f->out_cap; i++) {
+        if (f->out[i].state != OPC__OUT_FREE &&
+            opc__flow_write_channel(f, &f->out[i], pen) == OPC__PEN_FULL) {
+            return OPC__PEN_FULL;
+        }
+    }
+    do { /* calls and channels in turn, a message or chunk each */
+        wrote = opc__flow_write_call(f, pen);
+        if (wrote == OPC__PEN_FULL) return wrote;
+        idle = wrote == OPC__PEN_NOTHING ? idle + 1u : 0;
+        for (i = 0; i < f->out_cap && wrote != OPC__PEN_FULL; i++) {
+            opc__flow_out *ch = &f->out[(f->turn + i) % f->out_cap];
+            if (ch->state != OPC__OUT_OPEN || ch->stream != OPC__STREAM_QUEUE) continue;
+            wrote = opc__flow_write_queue(f, ch, pen);
+            if (wrote == OPC__PEN_FULL) {
+                f->turn = (f->turn + i) % f->out_cap;
+                return wrote;
+            }
+            if (wrote == OPC__PEN_WROTE) idle = 0;
+        }
+    } while (idle == 0);
+    return OPC__PEN_NOTHING;
+}
+
+OPC__FN void opc__flow_output(opc__flow *f, opc__conn *c) {
+    opc__pen pen;
+    size_t wrote = 0;
+    for (;;) {
+        int full;
+        pen.put = 0;
+        pen.p = opc__tls_write(&c->tls, &pen.room);
+        if (pen.p == NULL || pen.room == 0) break;
+        full = opc__flow_fill(f, &pen) == OPC__PEN_FULL;
+        opc__tls_write_done(&c->tls, pen.put);
+        wrote += pen.put;
+        if (full) {
+            opc__tls_flush(&c->tls); /* the record leaves; what is left goes into the next one */
+            c->more = 1;
+            wrote = 0;
+            if (pen.put == 0 && pen.room >= OPC__FLOW_RECORD) break;
+        } else if (pen.put == 0) {
+            break;
+        }
+    }
+    if (wrote > 0) {
+        c->activity++;
+        opc__tls_flush(&c->tls);
+    }
+}
+
+/* ---- the step of a conversation ---- */
+
+OPC__FN opcomms_err opc__flow_on_hello(opc__flow *f, const opc__native_event *e) {
+    opc__hello h;
+    opcomms_err rc = opc__native_hello_read(e->p, e->n, &h);
+    if (rc != OPCOMMS_OK) return rc;
+    f->hello_got = 1;
+    f->serves = (h.flags & OPC__NATIVE_TAKES_OPEN) != 0;
+    f->chunk = h.chunk;
+    f->message_max = h.message_max;
+    rc = opc__peer_judge(f->peer, opc__tls_peer(&f->slot->conn.tls), &h);
+    if (rc != OPCOMMS_OK) f->bye = rc;
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__flow_event(opc__flow *f, const opc__native_event *e) {
+    opc__flow_in *in;
+    switch (e->type) {
+    case OPC__NATIVE_HELLO: return opc__flow_on_hello(f, e);
+    case OPC__NATIVE_OPEN: return opc__flow_on_open(f, e);
+    case OPC__NATIVE_STATE: return opc__flow_on_state(f, e);
+    case OPC__NATIVE_DATA: return opc__flow_on_data(f, e);
+    case OPC__NATIVE_CHUNK: return opc__flow_on_chunk(f, e);
+    case OPC__NATIVE_ACK: return opc__flow_on_ack(f, e);
+    case OPC__NATIVE_REFUSE: return opc__flow_on_refuse(f, e);
+    case OPC__NATIVE_CLOSE:
+        in = opc__flow_in_at(f, e->channel);
+        if (in != NULL) opc__flow_in_free(f, in);
+        return OPCOMMS_OK;
+    case OPC__NATIVE_PING:
+        memcpy(f->pong_bytes, e->p, 8);
+        f->pong = 1;
+        return OPCOMMS_OK;
+    case OPC__NATIVE_PONG: return OPCOMMS_OK;
+    case OPC__NATIVE_BYE:
+        return e->code < 0 && e->code > (int32_t)OPCOMMS_E_LAST_ ? (opcomms_err)e->code
+                                                                 : OPCOMMS_E_CLOSED;
+    default: return OPCOMMS_OK;
+    }
+}
+
+/* Events of what TLS has decrypted, under the allow list's lock: once a removal has returned,
+   nothing from that key is stored any more. */
+OPC__FN opcomms_err opc__flow_consume(opc__flow *f, const uint8_t *p, size_t len, size_t *used) {
+    opcomms_peer *peer = f->peer;
+    opcomms_err rc = OPCOMMS_OK;
+    *used = 0;
+    opc__allow_lock(peer->allow);
+    if (!opc__allow_check_locked(peer->allow, opc__tls_peer(&f->slot->conn.tls),
+                                 &f->slot->address)) {
+        rc = OPCOMMS_E_NOT_ALLOWED;
+    }
+    while (rc == OPCOMMS_OK && *used < len) {
+        opc__native_event e;
+        size_t n = 0;
+        if (f->refusals_count == OPC__FLOW_REFUSALS ||
+            peer->store->c->room(peer->store) < OPC__CONN_ROOM) {
+            break; /* goes on when there is room */
+        }
+        rc = opc__native_next(&f->input, p + *used, len - *used, &n, &e);
+        *used += n;
+        if (rc == OPCOMMS_OK && e.type != OPC__NATIVE_PIECE) rc = opc__flow_event(f, &e);
+        if (rc == OPCOMMS_OK && (e.type == OPC__NATIVE_PIECE || e.type == OPC__NATIVE_DATA ||
+                                 e.type == OPC__NATIVE_CHUNK)) {
+            rc = opc__flow_on_payload(f, e.p, e.n, e.left == 0);
+        }
+    }
+    opc__allow_unlock(peer->allow);
+    return rc;
+}
+
+OPC__FN opcomms_err opc__flow_input(opc__flow *f, opc__conn *c) {
+    for (;;) {
+        size_t len = 0, used = 0;
+        const uint8_t *p = opc__tls_read(&c->tls, &len);
+        opcomms_err rc;
+        if (p == NULL || len == 0) return OPCOMMS_OK;
+        rc = opc__flow_consume(f, p, len, &used);
+        opc__tls_read_done(&c->tls, used);
+        if (used > 0) c->activity++;
+        if (rc != OPCOMMS_OK) return rc;
+        if (used < len) return OPCOMMS_OK;
+    }
+}
+
+/* Is something of ours on its way? */
+OPC__FN int opc__flow_awaits(const opc__flow *f) {
+    uint32_t i;
+    if (!f->hello_got || f->waiting != NULL) return 1;
+    for (i = 0; i < f->out_cap; i++) {
+        const opc__flow_out *ch = &f->out[i];
+        if (ch->state == OPC__OUT_ASKED) return 1;
+        if (ch->state == OPC__OUT_OPEN && ch->stream == OPC__STREAM_QUEUE &&
+            ch->settled < ch->last) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* A host that lost its power or network says no goodbye: whoever owes us an answer, and is silent
+   on a Ping as well, is gone. */
+OPC__FN opcomms_err opc__flow_watch(opc__flow *f, opc__conn *c, uint64_t now_us) {
+    uint64_t most = (uint64_t)f->peer->cfg.send_timeout_ms * 1000u;
+    if (c->heard != f->heard_seen) {
+        f->heard_seen = c->heard;
+        f->heard_us = now_us;
+        f->await_us = now_us;
+        f->pinged = 0;
+    }
+    if (!opc__flow_awaits(f)) {
+        f->await_us = 0;
+        f->pinged = 0;
+        return OPCOMMS_OK;
+    }
+    if (f->await_us == 0) f->await_us = now_us;
+    if (f->await_us - f->heard_us >= OPC__LINK_CHECK_US && most > OPC__LINK_CHECK_WAIT_US) {
+        most = OPC__LINK_CHECK_WAIT_US; /* silent for long before that already */
+    }
+    if (!f->pinged && f->hello_got && now_us - f->await_us >= most / 2u) f->ping = 1;
+    f->await_until_us = f->await_us + (f->pinged || f->ping ? most : most / 2u);
+    return now_us - f->await_us >= most ? OPCOMMS_E_TIMEOUT : OPCOMMS_OK;
+}
+
+/* Answers are owed, or threads wait for them: a stop lets that finish. */
+OPC__FN int opc__flow_busy(const opc__flow *f) {
+    uint32_t i;
+    if (f->calls != NULL || f->waiting != NULL || f->refusals_count > 0 || f->pong) return 1;
+    for (i = 0; i < f->in_cap; i++) {
+        const opc__flow_in *ch = &f->in[i];
+        if (ch->used && (ch->tell || ch->sealed.position != 0 || ch->fresh.position != 0)) return 1;
+    }
+    return 0;
+}
+
+OPC__FN opcomms_err opc__flow_open(opcomms_peer *p, opc__slot *s) {
+    opc__flow *f = (opc__flow *)opc__mem_alloc(&p->mem, sizeof *f);
+    if (f == NULL) return OPCOMMS_E_NOMEM;
+    f->peer = p;
+    f->slot = s;
+    f->heard_us = opc__node_now(p);
+    opc__native_begin(&f->input, OPC__FLOW_CHUNK);
+    s->flow = f;
+    return OPCOMMS_OK;
+}
+
+/* The opc__conn.native of all connections. */
+OPC__FN opcomms_err opc__flow_step(opc__conn *c, uint64_t now_us) {
+    opc__slot *s = (opc__slot *)c->user;
+    opcomms_err rc = s->flow == NULL ? opc__flow_open(s->peer, s) : OPCOMMS_OK;
+    opc__flow *f = s->flow;
+    if (rc != OPCOMMS_OK) return rc;
+    rc = opc__flow_input(f, c);
+    if (rc == OPCOMMS_OK) rc = opc__flow_watch(f, c, now_us);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__flow_output(f, c);
+    c->busy = opc__flow_busy(f);
+    if (f->bye_told && c->state == OPC__CONN_OPEN) opc__conn_end(c);
+    return OPCOMMS_OK;
+}
+
+/* A destination of the outbox gets a channel; 0: there is none left. */
+OPC__FN int opc__flow_serve(opc__flow *f, uint32_t dest, const opc__epoch *epoch) {
+    opc__dest *d = &f->peer->outbox.dests[dest];
+    opc__flow_out *ch = opc__flow_out_room(f);
+    if (ch == NULL) return 0;
+    memset(ch, 0, sizeof *ch);
+    ch->state = OPC__OUT_OPENING;
+    ch->stream = OPC__STREAM_QUEUE;
+    ch->from_id = d->from_id;
+    ch->dest_id = d->dest_id;
+    ch->wants = d->wants;
+    ch->dest = dest;
+    ch->epoch = *epoch;
+    d->held++;
+    return 1;
+}
+
+/* The connection is over. Destinations go back to be served anew; calls to the list of those that
+   wait for a connection: a receiver knows their numbers, should it have them. */
+OPC__FN void opc__flow_end(opc__flow *f, opcomms_err why) {
+    opcomms_peer *p = f->peer;
+    uint32_t i;
+    for (i = 0; i < f->in_cap; i++) {
+        if (f->in[i].used) opc__flow_in_free(f, &f->in[i]);
+    }
+    for (i = 0; i < f->out_cap; i++) {
+        const opc__flow_out *ch = &f->out[i];
+        if (ch->state == OPC__OUT_FREE || ch->stream != OPC__STREAM_QUEUE) continue;
+        opc__peer_unserved(p, ch->dest, ch->settled < ch->last || ch->state != OPC__OUT_OPEN
+                                            ? why : OPCOMMS_OK);
+    }
+    while (f->waiting != NULL || f->calls != NULL) {
+        opc__call **list = f->waiting != NULL ? &f->waiting : &f->calls;
+        opc__call *call = *list;
+        *list = call->next;
+        opc__flow_link(&p->directs, call);
+    }
+    opc__mem_free(&p->mem, f->in, f->in_cap * sizeof *f->in);
+    opc__mem_free(&p->mem, f->out, f->out_cap * sizeof *f->out);
+    f->slot->flow = NULL;
+    opc__mem_free(&p->mem, f, sizeof *f);
+}
+
+/* A call whose thread gives up waiting. 1: it was here. */
+OPC__FN int opc__flow_forget(opc__flow *f, opc__call *call) {
+    uint32_t i;
+    for (i = 0; i < f->out_cap; i++) {
+        opc__flow_out *ch = &f->out[i];
+        if (ch->state != OPC__OUT_FREE && ch->call == call && ch->under_way) {
+            ch->under_way = 0;
+            ch->abort = ch->sent > 0;
+            ch->call = NULL;
+        }
+    }
+    return opc__flow_unlink(&f->calls, call) || opc__flow_unlink(&f->waiting, call);
 }
 
 /* >>node ==== L3 ==== the peer at work: its connections, and one step of them */
@@ -15219,6 +16832,23 @@ OPC__FN opcomms_err opc__node_send(opcomms_peer *p, opc__slot *s, const opc__req
     return opc__node_store(p, s, r, box, reply);
 }
 
+/* Characters of a stored message when it is rendered into a JSON string. */
+OPC__FN opcomms_err opc__node_wire_bytes(opcomms_peer *p, uint64_t ref, int mode, uint64_t bytes,
+                                         uint64_t *out) {
+    uint8_t piece[1024];
+    uint64_t at = 0, sum = 0;
+    while (at < bytes) {
+        size_t got = 0;
+        opcomms_err rc = p->store->c->read(p->store, ref, at, piece, sizeof piece, &got);
+        if (rc != OPCOMMS_OK) return rc;
+        if (got == 0) return OPCOMMS_E_LOG_DAMAGED;
+        sum += opc__render_size(mode, piece, got);
+        at += got;
+    }
+    *out = opc__render_total(mode, sum, bytes);
+    return OPCOMMS_OK;
+}
+
 OPC__FN opcomms_err opc__node_get(opcomms_peer *p, uint32_t box, opc__reply *reply) {
     uint32_t i = opc__mailbox_oldest(&p->mailbox, box, p->visible, 0);
     uint8_t dest[OPC__DEST_MAX];
@@ -15227,6 +16857,15 @@ OPC__FN opcomms_err opc__node_get(opcomms_peer *p, uint32_t box, opc__reply *rep
     reply->kind = OPC__RES_GET;
     if (i == OPC__MAILBOX_NONE) return OPCOMMS_OK;
     rc = p->store->c->meta(p->store, opc__items_ref(&p->items, i), &meta, dest, NULL);
+    reply->mode = (meta.flags & OPC__MSG_TEXT) ? OPC__RENDER_TEXT : OPC__RENDER_BYTES;
+    if (rc == OPCOMMS_OK && meta.wire_bytes == UINT64_MAX) { /* it came natively */
+        rc = opc__node_wire_bytes(p, opc__items_ref(&p->items, i), reply->mode, meta.bytes,
+                                  &meta.wire_bytes);
+        if (rc == OPCOMMS_OK && meta.wire_bytes > p->cfg.frame_bytes_max - 512u) {
+            opc__node_refuse(reply, OPC__RES_GET, "{\"MutexError\":\"too large for a frame\"}");
+            return OPCOMMS_OK;
+        }
+    }
     if (rc != OPCOMMS_OK) {
         opc__node_say(p, OPCOMMS_LOG_ERROR, "a stored message cannot be read: ",
                       opc__err_text(rc));
@@ -15296,8 +16935,117 @@ OPC__FN int opc__node_slot_may(void *user, const uint8_t hash[32]) {
     return opc__allow_check(s->peer->allow, hash, &s->address);
 }
 
+/* Which protocol a server spoke last; 1: tarpc. */
+OPC__FN int opc__node_knows_tarpc(const opcomms_peer *p, const uint8_t hash[32],
+                                  const opcomms_address *to) {
+    uint32_t i;
+    for (i = 0; i < OPC__PEER_KNOWN; i++) {
+        const opc__known *k = &p->known[i];
+        if (k->tarpc && memcmp(k->hash, hash, 32) == 0 && opc__id_same(&k->address, to)) return 1;
+    }
+    return 0;
+}
+
+OPC__FN void opc__node_learn(opcomms_peer *p, const uint8_t hash[32], const opcomms_address *to,
+                             int tarpc) {
+    uint32_t i, at = OPC__PEER_KNOWN;
+    for (i = 0; i < OPC__PEER_KNOWN; i++) {
+        const opc__known *k = &p->known[i];
+        if (memcmp(k->hash, hash, 32) == 0 && opc__id_same(&k->address, to)) at = i;
+    }
+    if (at == OPC__PEER_KNOWN) {
+        if (!tarpc) return; /* nothing to remember: it is asked again when it connects */
+        at = p->known_next;
+        p->known_next = (p->known_next + 1u) % OPC__PEER_KNOWN;
+    }
+    memcpy(p->known[at].hash, hash, 32);
+    p->known[at].address = *to;
+    p->known[at].tarpc = tarpc;
+}
+
+/* What a failed connection of ours means, in words for whoever waited for it. */
+OPC__FN opcomms_err opc__node_why(const opc__slot *s, const char **more) {
+    opcomms_err why = s->conn.error;
+    *more = NULL;
+    if (!s->admitted && !s->connecting && s->conn.tls_code == 0 &&
+        (why == OPCOMMS_E_CLOSED || why == OPCOMMS_E_TLS)) {
+        *more = "closed by the peer during the handshake; its allow list may not admit us";
+        return OPCOMMS_E_TLS;
+    }
+    return why == OPCOMMS_E_CLOSED ? OPCOMMS_E_CONNECT : why;
+}
+
+/* A queued message on its way by tarpc is answered, or will not be. */
+OPC__FN void opc__node_mail_end(opcomms_peer *p, opc__slot *s, opcomms_err rc) {
+    opc__mail *m = s->mail;
+    opc__dest *d = &p->outbox.dests[m->dest];
+    uint32_t i = opc__items_find(&p->items, m->uid);
+    int there = i != OPC__ITEMS_NONE && opc__items_at(&p->items, i)->kind == OPC__KIND_OUT;
+    m->busy = 0;
+    OPCOMMS_ASSERT(d->held > 0);
+    d->held--;
+    if (rc == OPCOMMS_OK) {
+        if (there) {
+            const opc__era *era = opc__outbox_era(&p->outbox, opc__items_at(&p->items, i));
+            opc__epoch epoch = era->epoch;
+            /* That protocol tells nothing of consumption: stored is all there will be. */
+            opc__peer_acked(p, m->dest, &epoch, m->uid, OPC__LEVEL_CONSUMED);
+        }
+        opc__outbox_wake(&p->outbox, m->dest);
+        p->more = 1;
+    } else if (rc == OPCOMMS_E_ROUTE && there) {
+        opc__outbox_rewind(&p->outbox, m->dest);
+        (void)opc__peer_kill(p, i, rc);
+        opc__outbox_wake(&p->outbox, m->dest);
+        p->more = 1;
+    } else if (p->stopping || p->store == NULL) {
+        opc__outbox_rewind(&p->outbox, m->dest);
+    } else {
+        opc__peer_attempt_failed(p, m->dest, rc);
+    }
+}
+
+/* A connection is over: what was under way on it, and what waited for it, learns that. Calls fail
+   with its error, unless it had worked before: they are tried once more. */
+OPC__FN void opc__node_over(opcomms_peer *p, opc__slot *s) {
+    const char *more = NULL;
+    opcomms_err why = opc__node_why(s, &more);
+    opc__call **at = &p->directs;
+    int worked = s->admitted && why == OPCOMMS_E_CONNECT && !p->stopping;
+    if (s->over) return;
+    s->over = 1;
+    if (s->flow != NULL) {
+        if (s->flow->bye != 0) why = (opcomms_err)s->flow->bye;
+        worked = worked && s->flow->hello_got && s->flow->bye == 0;
+        opc__flow_end(s->flow, why);
+    }
+    if (s->mail != NULL && s->mail->busy) {
+        opc__node_mail_end(p, s, s->mail->call.written ? OPCOMMS_E_UNKNOWN_OUTCOME : why);
+    }
+    if (!s->client) return;
+    while (*at != NULL) {
+        opc__call *call = *at;
+        if (memcmp(call->server, s->hash, 32) != 0 || !opc__id_same(&call->to, &s->address) ||
+            (worked && !call->again)) {
+            call->again = 1;
+            at = &call->next;
+            continue;
+        }
+        *at = call->next;
+        opc__peer_fail(p, call, why, s->os_code, s->conn.tls_code, more);
+    }
+    if (worked) {
+        opc__peer_wake(p, s->hash);
+    } else if (p->store != NULL) {
+        opc__peer_unreached(p, s->hash, &s->address, why);
+    }
+}
+
 OPC__FN void opc__node_slot_close(opcomms_peer *p, uint32_t i) {
     opc__slot *s = p->slots[i];
+    opc__conn_kill(&s->conn, OPCOMMS_E_CLOSED);
+    opc__node_over(p, s);
+    if (s->mail != NULL) opc__mem_free(&p->mem, s->mail, sizeof *s->mail);
     opc__conn_wipe(&s->conn);
     p->plat->sock_close(p->plat->user, s->sock);
     opc__mem_free_wiped(&p->mem, s, sizeof *s);
@@ -15307,6 +17055,7 @@ OPC__FN void opc__node_slot_close(opcomms_peer *p, uint32_t i) {
 
 /* Counts handshakes under way, in all and from this address, and connections of the address. */
 typedef struct opc__crowd {
+    uint32_t inbound;
     uint32_t handshakes;
     uint32_t same_address;
     uint32_t same_handshakes;
@@ -15318,6 +17067,8 @@ OPC__FN void opc__node_crowd(const opcomms_peer *p, const opcomms_address *from,
     for (i = 0; i < p->slots_count; i++) {
         const opc__slot *s = p->slots[i];
         int same = opc__id_ip_equal(&s->address, from);
+        if (s->client) continue;
+        out->inbound++;
         if (!s->admitted) out->handshakes++;
         if (same) out->same_address++;
         if (same && !s->admitted) out->same_handshakes++;
@@ -15330,7 +17081,7 @@ OPC__FN int opc__node_make_way(opcomms_peer *p, uint32_t newcomers) {
     uint32_t i, worst = 0, victim = 0;
     for (i = 0; i < p->slots_count; i++) {
         opc__crowd crowd;
-        if (p->slots[i]->admitted) continue;
+        if (p->slots[i]->admitted || p->slots[i]->client) continue;
         opc__node_crowd(p, &p->slots[i]->address, &crowd);
         if (crowd.same_handshakes > worst ||
             (crowd.same_handshakes == worst &&
@@ -15362,7 +17113,8 @@ OPC__FN int opc__node_admit(opcomms_peer *p, const opcomms_address *from, uint64
         handshakes_max -= handshakes_max / 4u;
     }
     opc__node_crowd(p, from, &crowd);
-    if (crowd.same_address >= p->cfg.connections_per_address || p->slots_count >= inbound_max ||
+    if (crowd.same_address >= p->cfg.connections_per_address || crowd.inbound >= inbound_max ||
+        p->slots_count >= p->cfg.connections_max ||
         !opc__limit_handshake(&p->limit, from, named, now_us, p->cfg.handshakes_per_second) ||
         (crowd.handshakes >= handshakes_max &&
          !opc__node_make_way(p, crowd.same_handshakes))) {
@@ -15389,6 +17141,7 @@ OPC__FN opcomms_err opc__node_slot_open(opcomms_peer *p, intptr_t sock,
     s->peer = p;
     opc__conn_init(&s->conn, 1, p->store, p->cfg.frame_bytes_max, &ops, s);
     s->conn.newer = p->cfg.protocol == OPCOMMS_PROTOCOL_NEWER;
+    if (!(p->cfg.flags & OPCOMMS_TARPC_ONLY)) s->conn.native = opc__flow_step;
     opc__tls_server(&s->conn.tls, &p->tls, opc__node_slot_may, s, entropy,
                     p->plat->wall_s(p->plat->user));
     if (p->sessions.count > 0) {
@@ -15501,7 +17254,7 @@ OPC__FN int opc__node_wire(opcomms_peer *p, const opc__end *e, opc__conn *c, int
 OPC__FN int opc__node_slot_wire(opcomms_peer *p, opc__slot *s, int *may_recv) {
     opc__end e;
     e.sock = s->sock;
-    e.hash = opc__tls_peer(&s->conn.tls);
+    e.hash = s->client ? s->hash : opc__tls_peer(&s->conn.tls);
     e.address = &s->address;
     return opc__node_wire(p, &e, &s->conn, may_recv);
 }
@@ -15518,8 +17271,41 @@ OPC__FN int opc__node_alert(const opcomms_platform *plat, intptr_t sock, const o
     return 1;
 }
 
+/* Our connection stands: keeps its session for the next one. A server of tarpc is remembered, and
+   calls that waited are sent there over a link. */
+OPC__FN void opc__node_slot_reached(opcomms_peer *p, opc__slot *s) {
+    opc__call **at = &p->directs;
+    if (p->kept.count > 0) {
+        opc__session *keep = opc__sessions_place(&p->kept, s->hash, &s->address, 1);
+        opc__tls_client_session(&s->conn.tls, keep, opc__node_now(p));
+        keep->list = opc__allow_generation(p->allow);
+        keep->address = s->address;
+    }
+    opc__node_learn(p, s->hash, &s->address, !s->conn.is_native);
+    if (s->conn.is_native) return;
+    while (*at != NULL) {
+        opc__call *call = *at;
+        if (memcmp(call->server, s->hash, 32) != 0 || !opc__id_same(&call->to, &s->address)) {
+            at = &call->next;
+            continue;
+        }
+        *at = call->next;
+        call->tarpc = 1;
+        opc__peer_answer(p, call, OPCOMMS_E_UNSUPPORTED, "that peer speaks tarpc only");
+    }
+    opc__peer_wake(p, s->hash);
+}
+
 OPC__FN void opc__node_slot_admitted(opcomms_peer *p, opc__slot *s) {
     s->admitted = 1;
+    if (s->client) {
+        if (opc__allow_check(p->allow, s->hash, &s->address)) {
+            opc__node_slot_reached(p, s);
+        } else {
+            opc__conn_kill(&s->conn, OPCOMMS_E_NOT_ALLOWED);
+        }
+        return;
+    }
     p->stats.handshakes++;
     if (opc__tls_resumed(&s->conn.tls)) p->stats.resumed++;
     if (!opc__allow_check(p->allow, opc__tls_peer(&s->conn.tls), &s->address)) {
@@ -15539,6 +17325,17 @@ OPC__FN void opc__node_slot_pump(opcomms_peer *p, opc__slot *s, uint64_t now_us)
     opc__conn *c = &s->conn;
     uint32_t round;
     int may_recv = (s->events_ready & (int)(OPCOMMS_POLL_IN | OPCOMMS_POLL_ERR)) != 0, no = 0;
+    if (s->connecting) {
+        opcomms_err rc = OPCOMMS_OK;
+        if (s->events_ready == 0) return;
+        rc = p->plat->tcp_connected(p->plat->user, s->sock, &s->os_code);
+        if (rc == OPCOMMS_E_AGAIN) return;
+        if (rc != OPCOMMS_OK) {
+            opc__conn_kill(c, rc);
+            return;
+        }
+        s->connecting = 0;
+    }
     for (round = 0; round < OPC__NODE_ROUNDS && c->state != OPC__CONN_DEAD; round++) {
         int moved, recv_now = may_recv, signs = 0;
         if (c->state == OPC__CONN_HANDSHAKE && recv_now && opc__tls_will_sign(&c->tls)) {
@@ -15566,7 +17363,16 @@ OPC__FN void opc__node_slot_pump(opcomms_peer *p, opc__slot *s, uint64_t now_us)
         s->activity_seen = c->activity;
         s->active_us = now_us;
     }
-    if (c->state == OPC__CONN_OPEN && c->input_ended && opc__conn_quiet(c)) opc__conn_end(c);
+    if (c->state == OPC__CONN_OPEN && c->input_ended && (s->client || opc__conn_quiet(c))) {
+        opc__conn_end(c);
+    }
+    if (s->flow != NULL && s->flow->greeted != s->flow->hello_got) {
+        s->flow->greeted = 1;
+        opc__peer_wake(p, opc__tls_peer(&c->tls)); /* what waits for such a connection */
+    }
+    if (s->mail != NULL && s->mail->busy && s->mail->call.done) {
+        opc__node_mail_end(p, s, s->mail->call.result);
+    }
 }
 
 /* Ends what is over: errors, time-outs, revoked keys, orderly closes. 1: the slot is gone. */
@@ -15597,10 +17403,14 @@ OPC__FN int opc__node_slot_reap(opcomms_peer *p, uint32_t i, uint64_t now_us) {
         c->reply[c->reply_first].position > p->visible) {
         opc__conn_kill(c, OPCOMMS_E_POISONED); /* never to be answered: let the sender know */
     }
+    if (s->mail != NULL && s->mail->busy && now_us >= s->mail->call.deadline_us) {
+        opc__conn_kill(c, OPCOMMS_E_TIMEOUT);
+    }
     if (c->state != OPC__CONN_DEAD) return 0;
+    opc__node_over(p, s);
     if (c->error == OPCOMMS_E_PROTOCOL) p->stats.protocol_errors++;
     if (!s->admitted) {
-        p->stats.handshakes_failed++;
+        if (!s->client) p->stats.handshakes_failed++;
         opc__node_say(p, OPCOMMS_LOG_INFO, "handshake failed: ", opc__err_text(c->error));
         if (opc__node_alert(p->plat, s->sock, c)) {
             s->linger_until_us = now_us + OPC__NODE_LINGER_US;
@@ -15998,6 +17808,248 @@ OPC__FN opcomms_err opc__link_get(opcomms_peer *p, const uint8_t hash[32],
     return OPCOMMS_OK;
 }
 
+/* ---- our own connections that the step works on ---- */
+
+/* The native conversation with a key that calls and queued messages can use now; NULL: none. With
+   an address: on a connection of ours to it; without: on any, the newest first. */
+OPC__FN opc__slot *opc__node_find(opcomms_peer *p, const uint8_t hash[32],
+                                  const opcomms_address *to) {
+    uint32_t i;
+    for (i = p->slots_count; i > 0; i--) {
+        opc__slot *s = p->slots[i - 1];
+        if (s->flow == NULL || !s->flow->hello_got || s->flow->bye != 0 || !s->flow->serves ||
+            s->conn.state != OPC__CONN_OPEN || s->conn.input_ended ||
+            memcmp(opc__tls_peer(&s->conn.tls), hash, 32) != 0) {
+            continue;
+        }
+        if (to->family == 0 || (s->client && opc__id_same(&s->address, to))) return s;
+    }
+    return NULL;
+}
+
+/* Our connection to (key, address), whatever it has come to; NULL: none. */
+OPC__FN opc__slot *opc__node_dialed(opcomms_peer *p, const uint8_t hash[32],
+                                    const opcomms_address *to) {
+    uint32_t i;
+    for (i = 0; i < p->slots_count; i++) {
+        opc__slot *s = p->slots[i];
+        if (s->client && s->conn.state != OPC__CONN_DEAD && s->conn.state != OPC__CONN_ENDING &&
+            !s->conn.input_ended && memcmp(s->hash, hash, 32) == 0 &&
+            opc__id_same(&s->address, to)) {
+            return s;
+        }
+    }
+    return NULL;
+}
+
+/* Makes room for one connection more by ending a link that nobody uses. */
+OPC__FN opcomms_err opc__node_room(opcomms_peer *p) {
+    uint32_t i, idle = OPC__MAILBOX_NONE;
+    if (p->links_count + p->slots_count < p->cfg.connections_max) return OPCOMMS_OK;
+    for (i = 0; i < p->links_count; i++) {
+        if (p->links[i]->refs == 0 && (idle == OPC__MAILBOX_NONE ||
+                                       p->links[i]->used_us < p->links[idle]->used_us)) {
+            idle = i;
+        }
+    }
+    if (idle == OPC__MAILBOX_NONE) return OPCOMMS_E_LIMIT;
+    opc__link_free(p, idle);
+    return OPCOMMS_OK;
+}
+
+/* Offers the session that an earlier connection to the same key and address left. */
+OPC__FN void opc__node_resume(opcomms_peer *p, opc__slot *s, uint64_t now_us) {
+    opc__session *old;
+    if (p->kept.count == 0) return;
+    old = opc__sessions_place(&p->kept, s->hash, &s->address, 1);
+    if (old->until_us != 0 && memcmp(old->hash, s->hash, 32) == 0 &&
+        opc__id_same(&old->address, &s->address) && old->list == opc__allow_generation(p->allow)) {
+        opc__tls_client_resumes(&s->conn.tls, old, now_us);
+        opc__session_wipe(old); /* offered once */
+    }
+}
+
+/* Begins to connect. */
+OPC__FN opcomms_err opc__node_dial(opcomms_peer *p, const uint8_t hash[32],
+                                   const opcomms_address *to, int *os) {
+    uint8_t entropy[32];
+    uint64_t now = opc__node_now(p);
+    opc__slot *s;
+    opcomms_err rc = opc__node_room(p);
+    if (rc != OPCOMMS_OK) return rc;
+    if (p->plat->random(p->plat->user, entropy, sizeof entropy) != OPCOMMS_OK) {
+        return OPCOMMS_E_RANDOM;
+    }
+    s = (opc__slot *)opc__mem_alloc(&p->mem, sizeof *s);
+    if (s == NULL) return OPCOMMS_E_NOMEM;
+    rc = p->plat->tcp_connect(p->plat->user, to, &s->sock, os);
+    if (rc != OPCOMMS_OK) {
+        opc__mem_free(&p->mem, s, sizeof *s);
+        return rc;
+    }
+    s->client = 1;
+    s->connecting = 1;
+    s->address = *to;
+    memcpy(s->hash, hash, 32);
+    s->since_us = now;
+    s->active_us = now;
+    s->peer = p;
+    opc__conn_init(&s->conn, 0, p->store, p->cfg.frame_bytes_max, NULL, s);
+    s->conn.native = opc__flow_step;
+    opc__tls_client(&s->conn.tls, &p->tls, hash, opc__node_slot_may, s, entropy,
+                    p->plat->wall_s(p->plat->user), 1);
+    opc__mem_wipe(entropy, sizeof entropy);
+    opc__node_resume(p, s, now);
+    p->slots[p->slots_count++] = s;
+    opc__node_kick(p);
+    return OPCOMMS_OK;
+}
+
+/* Gives calls that wait for a connection to one, or begins to make it. */
+OPC__FN void opc__node_directs(opcomms_peer *p) {
+    opc__call **at = &p->directs;
+    while (*at != NULL) {
+        opc__call *call = *at;
+        opc__slot *s = opc__node_find(p, call->server, &call->to);
+        opcomms_err rc = OPCOMMS_OK;
+        int os = 0;
+        if (s != NULL) {
+            *at = call->next;
+            opc__flow_link(&s->flow->calls, call);
+            s->flow->peer->more = 1;
+            continue;
+        }
+        if (call->to.family == 0) {
+            rc = OPCOMMS_E_CONNECT;
+        } else if (opc__node_dialed(p, call->server, &call->to) == NULL) {
+            rc = opc__node_dial(p, call->server, &call->to, &os);
+        }
+        if (rc == OPCOMMS_OK) {
+            at = &call->next;
+            continue;
+        }
+        *at = call->next;
+        opc__peer_fail(p, call, rc, os, 0,
+                       call->to.family == 0 ? "that peer has no connection to us" : NULL);
+    }
+}
+
+/* ---- the outbox at work ---- */
+
+/* Hands the oldest message of a destination to a connection that speaks tarpc. */
+OPC__FN void opc__node_mail(opcomms_peer *p, opc__slot *s, uint32_t d) {
+    uint32_t i = opc__outbox_next(&p->outbox, d);
+    opc__dest *x = &p->outbox.dests[d];
+    uint8_t dest[OPC__DEST_MAX];
+    opc__msg_meta meta;
+    opc__call *call;
+    opcomms_err rc;
+    opc__outbox_park(&p->outbox, d);
+    if (i == OPC__ITEMS_NONE || (s->mail != NULL && s->mail->busy)) return; /* woken later */
+    if (opc__items_at(&p->items, i)->native || (p->cfg.flags & OPCOMMS_NATIVE_ONLY)) {
+        opc__peer_attempt_failed(p, d, OPCOMMS_E_UNSUPPORTED);
+        return;
+    }
+    if (s->mail == NULL) s->mail = (opc__mail *)opc__mem_alloc(&p->mem, sizeof *s->mail);
+    if (s->mail == NULL) {
+        opc__peer_attempt_failed(p, d, OPCOMMS_E_NOMEM);
+        return;
+    }
+    call = &s->mail->call;
+    memset(call, 0, sizeof *call);
+    call->ref = opc__items_ref(&p->items, i);
+    rc = p->store->c->meta(p->store, call->ref, &meta, dest, NULL);
+    call->mode = (meta.flags & OPC__MSG_TEXT) ? OPC__RENDER_TEXT : OPC__RENDER_BYTES;
+    if (rc == OPCOMMS_OK) {
+        rc = opc__node_wire_bytes(p, call->ref, call->mode, meta.bytes, &call->wire_bytes);
+    }
+    if (rc == OPCOMMS_OK && (meta.dest_len >= sizeof call->dest ||
+                             call->wire_bytes > p->cfg.frame_bytes_max - 512u)) {
+        rc = OPCOMMS_E_LIMIT;
+    }
+    if (rc != OPCOMMS_OK) {
+        (void)opc__peer_kill(p, i, rc);
+        opc__outbox_wake(&p->outbox, d);
+        return;
+    }
+    call->kind = OPC__REQ_SEND;
+    call->stored = 1;
+    call->len = (size_t)meta.bytes;
+    memcpy(call->dest, meta.dest, meta.dest_len);
+    call->dest_id = meta.dest_id;
+    call->from_id = meta.from_id;
+    call->span_id = opc__node_span(p);
+    call->deadline_us = opc__node_now(p) + (uint64_t)p->cfg.send_timeout_ms * 1000u;
+    s->mail->busy = 1;
+    s->mail->dest = d;
+    s->mail->entry = i;
+    s->mail->uid = meta.uid;
+    s->conn.calls = call;
+    x->held++;
+    opc__outbox_sent(&p->outbox, i, OPC__TRIED_TARPC);
+    opc__peer_event(p, meta.uid, OPCOMMS_STATE_SENT, OPCOMMS_OK, x->server);
+    p->more = 1;
+}
+
+/* One destination that has something to send, or to ask: finds it a connection. */
+OPC__FN void opc__node_serve(opcomms_peer *p, uint32_t d) {
+    const opc__dest *x = &p->outbox.dests[d];
+    opc__slot *s;
+    uint32_t i = opc__outbox_next(&p->outbox, d);
+    int os = 0;
+    opcomms_err rc = OPCOMMS_OK;
+    if (x->held > 0) { /* its channel looks for itself */
+        opc__outbox_park(&p->outbox, d);
+        return;
+    }
+    if (!opc__allow_check(p->allow, x->server, x->address.family != 0 ? &x->address : NULL)) {
+        opc__peer_attempt_failed(p, d, OPCOMMS_E_NOT_ALLOWED);
+        return;
+    }
+    s = opc__node_find(p, x->server, &x->address);
+    if (s != NULL) {
+        uint32_t era = i != OPC__ITEMS_NONE ? opc__items_at(&p->items, i)->who & 0xffffu
+                                            : x->era_first;
+        opc__outbox_park(&p->outbox, d);
+        if (opc__flow_serve(s->flow, d, &p->outbox.eras[era].epoch)) p->more = 1;
+        return;
+    }
+    if (x->address.family == 0) { /* until that peer connects */
+        opc__outbox_park(&p->outbox, d);
+        return;
+    }
+    s = opc__node_dialed(p, x->server, &x->address);
+    if (s != NULL && s->admitted && !s->conn.is_native) {
+        opc__node_mail(p, s, d);
+        return;
+    }
+    if (s == NULL) rc = opc__node_dial(p, x->server, &x->address, &os);
+    opc__outbox_park(&p->outbox, d);
+    if (rc != OPCOMMS_OK) opc__peer_attempt_failed(p, d, rc);
+}
+
+/* What is due in the outbox. */
+OPC__FN void opc__node_outbox(opcomms_peer *p, uint64_t now_us) {
+    uint32_t n, d, i, k;
+    int32_t code = 0;
+    if (p->store == NULL || p->failed != OPCOMMS_OK || p->stopping) return;
+    n = opc__outbox_tick(&p->outbox, now_us, p->visible);
+    for (k = 0; k < 64; k++) {
+        i = opc__outbox_giveup(&p->outbox, p->wall_s, &code);
+        if (i == OPC__ITEMS_NONE || !opc__peer_kill(p, i, (opcomms_err)code)) break;
+        p->more = 1;
+    }
+    if (p->unsettled) {
+        p->unsettled = 0;
+        for (d = 0; d < p->outbox.dests_count && !p->unsettled; d++) opc__peer_progress(p, d);
+    }
+    for (; n > 0; n--) {
+        d = opc__outbox_due(&p->outbox);
+        if (d == OPC__ITEMS_NONE) break;
+        opc__node_serve(p, d);
+    }
+}
+
 /* ---- the step ---- */
 
 /* The allow list has changed: closes whom it no longer admits. */
@@ -16047,6 +18099,21 @@ OPC__FN void opc__node_until(int32_t *wait_ms, uint64_t now_us, uint64_t due_us)
     if (ms < 0x7fffffffu && (*wait_ms < 0 || ms < (uint64_t)*wait_ms)) *wait_ms = (int32_t)ms;
 }
 
+/* When the outbox has something to do next: a retry, or a message that expires. */
+OPC__FN void opc__node_until_outbox(const opcomms_peer *p, uint64_t now, int32_t *wait_ms) {
+    uint64_t due = opc__outbox_deadline(&p->outbox);
+    int64_t end = opc__outbox_giveup_s(&p->outbox), wall;
+    if (p->stopping || p->failed != OPCOMMS_OK) return;
+    if (due != UINT64_MAX) opc__node_until(wait_ms, now, due);
+    if (end == INT64_MAX) return;
+    wall = p->plat->wall_s(p->plat->user);
+    if (end <= wall) {
+        *wait_ms = 0;
+    } else if (end - wall < 1000000) {
+        opc__node_until(wait_ms, now, now + (uint64_t)(end - wall) * 1000000u);
+    }
+}
+
 /* What to wait for. Returns the count; fds_slot tells which slot an entry belongs to. */
 OPC__FN size_t opc__node_pollset(opcomms_peer *p, int32_t *timeout_ms) {
     uint64_t now = opc__node_now(p);
@@ -16074,6 +18141,8 @@ OPC__FN size_t opc__node_pollset(opcomms_peer *p, int32_t *timeout_ms) {
         unsigned events = 0;
         if (s->linger_until_us != 0) {
             events = OPCOMMS_POLL_IN;
+        } else if (s->connecting) {
+            events = OPCOMMS_POLL_OUT;
         } else {
             if (!s->conn.input_ended && opc__tls_in(&s->conn.tls, &room) != NULL && room > 0) {
                 events |= OPCOMMS_POLL_IN;
@@ -16090,6 +18159,12 @@ OPC__FN size_t opc__node_pollset(opcomms_peer *p, int32_t *timeout_ms) {
                             (s->conn.state == OPC__CONN_ENDING
                                  ? (uint64_t)p->cfg.handshake_timeout_ms * 1000u : 0));
         }
+        if (s->flow != NULL && s->flow->await_us != 0) {
+            opc__node_until(&wait_ms, now, s->flow->await_until_us);
+        }
+        if (s->mail != NULL && s->mail->busy) {
+            opc__node_until(&wait_ms, now, s->mail->call.deadline_us);
+        }
         if (events == 0) continue; /* nothing the socket could say matters now */
         memset(&p->fds[n], 0, sizeof p->fds[n]);
         p->fds[n].handle = s->sock;
@@ -16105,6 +18180,7 @@ OPC__FN size_t opc__node_pollset(opcomms_peer *p, int32_t *timeout_ms) {
         opc__node_until(&wait_ms, now,
                         p->flushed_us + (uint64_t)p->cfg.sync_interval_ms * 1000u);
     }
+    opc__node_until_outbox(p, now, &wait_ms);
     if (p->stopping && (wait_ms < 0 || wait_ms > 20)) wait_ms = 20;
     if (p->more) wait_ms = 0;
     *timeout_ms = wait_ms;
@@ -16133,6 +18209,7 @@ OPC__FN void opc__node_step(opcomms_peer *p, size_t n) {
     int knock = 0, no = 0;
     p->signs = 0;
     p->step_us = now;
+    p->wall_s = p->plat->wall_s(p->plat->user);
     for (k = 0; k < n; k++) {
         if (p->fds[k].revents == 0) continue;
         if (p->fds[k].handle == p->wake[0]) p->plat->wake_drain(p->plat->user, p->wake);
@@ -16143,6 +18220,8 @@ OPC__FN void opc__node_step(opcomms_peer *p, size_t n) {
     if (knock && !p->stopping && now >= p->accept_again_us) opc__node_accept(p, now);
     for (i = 0; i < 2 && (i == 0 || p->more); i++) { /* a sync releases answers */
         p->more = 0;
+        opc__node_outbox(p, now);
+        if (p->directs != NULL) opc__node_directs(p);
         opc__node_pump_all(p, now);
         opc__node_flush(p, now);
     }
@@ -16168,9 +18247,12 @@ OPC__FN opcomms_err opc__run_once(opcomms_peer *p, int32_t most_ms) {
     int os = 0;
     opcomms_err rc;
     if (timeout_ms < 0 || (most_ms >= 0 && timeout_ms > most_ms)) timeout_ms = most_ms;
+    p->kicked = 0;
+    p->sleeping = 1;
     opc__node_unlock(p);
     rc = p->plat->wait(p->plat->user, p->fds, n, timeout_ms, &os);
     opc__mutex_lock(&p->lock);
+    p->sleeping = 0;
     if (rc != OPCOMMS_OK) n = 0;
     opc__node_step(p, n);
     return rc;
@@ -17149,7 +19231,7 @@ OPC__FN opcomms_err opc__pub_config(const opcomms_config *cfg, opcomms_config *o
     memset(out, 0, sizeof *out);
     memcpy(out, cfg, cfg->size < sizeof *out ? cfg->size : sizeof *out);
     if (out->flags & ~(OPCOMMS_NO_BACKGROUND | OPCOMMS_MEMORY_STORE | OPCOMMS_NO_LISTEN |
-                       OPCOMMS_NO_RESUMPTION)) {
+                       OPCOMMS_NO_RESUMPTION | OPCOMMS_TARPC_ONLY | OPCOMMS_NATIVE_ONLY)) {
         return opc__err_set(err, OPCOMMS_E_INVAL, 0, "cfg.flags");
     }
     if (out->allow == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, "cfg.allow is required");
@@ -17176,30 +19258,134 @@ OPC__FN opcomms_err opc__pub_config(const opcomms_config *cfg, opcomms_config *o
     opc__pub_default(&out->rate_capacity, 10000);
     opc__pub_default(&out->rate_per_second, 100);
     opc__pub_default(&out->rate_cost, 1);
+    opc__pub_default(&out->queued_max, 100000);
+    opc__pub_default(&out->queued_per_destination_max, out->queued_max);
+    opc__pub_default(&out->destinations_max, 4096);
+    opc__pub_default(&out->retry_min_ms, 100);
+    opc__pub_default(&out->retry_max_ms, 10000);
+    opc__pub_default(&out->window_messages, 16384);
+    opc__pub_default(&out->streams_max, 16384);
+    if (out->queued_bytes_max == 0) out->queued_bytes_max = (uint64_t)256 << 20;
+    if (out->window_bytes == 0) out->window_bytes = (uint64_t)8 << 20;
+    if (out->message_bytes_max == 0) out->message_bytes_max = (uint64_t)8 << 20;
     if (out->log_bytes_max == 0) out->log_bytes_max = (uint64_t)1 << 30;
     if (out->memory_bytes_max == 0) out->memory_bytes_max = (uint64_t)64 << 20;
     if (out->connections_max > 1024u || out->frame_bytes_max > OPCOMMS_MAX_FRAME ||
         out->messages_max > 0x1000000u || out->mailboxes_max > 0x80000u ||
         out->frame_bytes_max < 1024u || out->sync_interval_ms > 3600000u ||
         out->protocol > OPCOMMS_PROTOCOL_NEWER || out->rate_cost > out->rate_capacity ||
-        (out->rate_capacity != OPCOMMS_UNLIMITED && out->rate_capacity > 1000000000u)) {
+        (out->rate_capacity != OPCOMMS_UNLIMITED && out->rate_capacity > 1000000000u) ||
+        out->queued_max > 0x1000000u || out->queued_per_destination_max > 0x1000000u ||
+        out->destinations_max > OPC__OUTBOX_DESTS_MAX || out->attempts_max > 0xffffu ||
+        out->retry_min_ms > out->retry_max_ms || out->retry_max_ms > 86400000u ||
+        out->window_messages > 0x1000000u || out->window_bytes > ((uint64_t)1 << 40) ||
+        out->message_bytes_max > ((uint64_t)128 << 20) || out->streams_max > 0x1000000u ||
+        (out->flags & (OPCOMMS_TARPC_ONLY | OPCOMMS_NATIVE_ONLY)) ==
+            (OPCOMMS_TARPC_ONLY | OPCOMMS_NATIVE_ONLY)) {
         return opc__err_set(err, OPCOMMS_E_INVAL, 0, "a limit in cfg is out of range");
     }
     return OPCOMMS_OK;
 }
 
-/* Messages found in the store at open. */
+/* What the outbox keeps of a message for those who send it. */
+OPC__FN void opc__pub_queued_as(opcomms_peer *p, uint64_t uid, const opc__msg_meta *m) {
+    opc__entry *e = opc__items_at(&p->items, opc__items_find(&p->items, uid));
+    opc__dest *d = &p->outbox.dests[e->box];
+    e->text = (m->flags & OPC__MSG_TEXT) != 0;
+    e->native = (m->options & 1u) != 0;
+    if (m->level == OPC__LEVEL_RECEIVED) d->wants |= 1u;
+    if (m->level == OPC__LEVEL_CONSUMED) d->wants |= 2u;
+}
+
+/* ---- what the store tells ---- */
+
+/* Messages found at open. */
 OPC__FN opcomms_err opc__pub_found(void *user, uint64_t uid, uint64_t ref,
                                    const opc__msg_meta *meta) {
     opcomms_peer *p = (opcomms_peer *)user;
     uint32_t box = 0;
     opcomms_err rc;
-    if (meta->kind != OPC__KIND_IN) return OPCOMMS_OK;
+    if (meta->kind != OPC__KIND_IN) {
+        rc = opc__outbox_found(&p->outbox, meta, uid, ref);
+        if (rc == OPCOMMS_OK && meta->kind == OPC__KIND_OUT) opc__pub_queued_as(p, uid, meta);
+        return rc;
+    }
     rc = opc__mailbox_open(&p->mailbox, meta->dest, meta->dest_len, meta->dest_id, &box);
     if (rc == OPCOMMS_OK) rc = opc__mailbox_reserve(&p->mailbox, box, meta->from);
     if (rc != OPCOMMS_OK) return rc;
     opc__mailbox_add(&p->mailbox, box, meta->from, uid, ref, 0, meta->bytes);
     return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__pub_seen(void *user, const opc__msg_meta *meta) {
+    return opc__numbers_recover_seen(&((opcomms_peer *)user)->numbers, meta);
+}
+
+OPC__FN opcomms_err opc__pub_note(void *user, unsigned type, const uint8_t *body, size_t n) {
+    opcomms_peer *p = (opcomms_peer *)user;
+    if (type != OPC__NOTE_STATE) return opc__numbers_recover_note(&p->numbers, type, body, n);
+    if (n > OPC__STATE_MAX) return OPCOMMS_E_LOG_DAMAGED;
+    if (p->state == NULL) p->state = (uint8_t *)opc__mem_alloc(&p->mem, OPC__STATE_MAX);
+    if (p->state == NULL) return OPCOMMS_E_NOMEM;
+    if (n > 0) memcpy(p->state, body, n);
+    p->state_len = (uint32_t)n;
+    p->state_there = 1;
+    return OPCOMMS_OK;
+}
+
+OPC__FN int opc__pub_live(void *user, uint64_t uid) {
+    return opc__items_live(&((opcomms_peer *)user)->items, uid);
+}
+
+OPC__FN void opc__pub_moved(void *user, uint64_t uid, uint64_t ref) {
+    opc__items_moved(&((opcomms_peer *)user)->items, uid, ref);
+}
+
+OPC__FN opcomms_err opc__pub_emit(void *user, unsigned type, const uint8_t *body, size_t n) {
+    opcomms_peer *p = (opcomms_peer *)user;
+    uint64_t position = 0;
+    return p->store->c->note(p->store, type, body, n, &position);
+}
+
+/* All notes anew, for a log that is compacted. */
+OPC__FN opcomms_err opc__pub_notes(void *user) {
+    opcomms_peer *p = (opcomms_peer *)user;
+    opcomms_err rc = opc__numbers_notes(&p->numbers, opc__pub_emit, p);
+    if (rc == OPCOMMS_OK && p->state_there) {
+        rc = opc__pub_emit(p, OPC__NOTE_STATE, p->state, p->state_len);
+    }
+    return rc;
+}
+
+/* A compacted log has taken the place of the old one: what is being read goes on in the new. */
+OPC__FN void opc__pub_switched(void *user, int done) {
+    opcomms_peer *p = (opcomms_peer *)user;
+    uint32_t i, k;
+    opc__items_switched(&p->items, done);
+    if (!done) return;
+    for (i = 0; i < p->slots_count; i++) {
+        opc__slot *s = p->slots[i];
+        opc__conn *c = &s->conn;
+        if (s->mail != NULL && s->mail->busy) {
+            uint32_t e = opc__items_find(&p->items, s->mail->uid);
+            if (e != OPC__ITEMS_NONE) {
+                s->mail->call.ref = opc__items_ref(&p->items, e);
+            } else {
+                opc__conn_kill(c, OPCOMMS_E_CLOSED); /* cancelled in the middle of it */
+            }
+        }
+        for (k = 0; k < c->reply_count; k++) {
+            opc__reply *r = &c->reply[(c->reply_first + k) % OPC__CONN_REPLIES];
+            uint32_t e;
+            if (r->kind != OPC__RES_GET || !r->flag) continue;
+            e = opc__items_find(&p->items, r->uid);
+            if (e != OPC__ITEMS_NONE) {
+                r->ref = opc__items_ref(&p->items, e);
+            } else {
+                opc__conn_kill(c, OPCOMMS_E_CLOSED); /* acknowledged while it was being fetched */
+            }
+        }
+    }
 }
 
 OPC__FN opcomms_err opc__pub_open_store(opcomms_peer *p, opcomms_error *err) {
@@ -17212,6 +19398,12 @@ OPC__FN opcomms_err opc__pub_open_store(opcomms_peer *p, opcomms_error *err) {
     uint32_t puts = 2 * cfg->connections_max + 2;
     if (cfg->flags & OPCOMMS_MEMORY_STORE) {
         rc = opc__ram_open(&p->mem, puts, cfg->log_bytes_max, &p->store);
+        if (rc == OPCOMMS_OK) {
+            opc__ram *r = (opc__ram *)(void *)p->store;
+            rc = p->plat->random(p->plat->user, &r->epoch.random, sizeof r->epoch.random);
+            if (rc != OPCOMMS_OK) rc = OPCOMMS_E_RANDOM;
+            if (r->epoch.random == 0) r->epoch.random = 1;
+        }
         return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, "memory store");
     }
     opc__text_init(&t, path, sizeof path);
@@ -17226,6 +19418,12 @@ OPC__FN opcomms_err opc__pub_open_store(opcomms_peer *p, opcomms_error *err) {
     memset(&owner, 0, sizeof owner);
     owner.user = p;
     owner.found = opc__pub_found;
+    owner.seen = opc__pub_seen;
+    owner.note = opc__pub_note;
+    owner.live = opc__pub_live;
+    owner.moved = opc__pub_moved;
+    owner.notes = opc__pub_notes;
+    owner.switched = opc__pub_switched;
     memset(&o, 0, sizeof o);
     o.owner = &owner;
     o.plat = p->plat;
@@ -17278,6 +19476,7 @@ OPC__FN opcomms_err opc__pub_open_keys(opcomms_peer *p, opcomms_error *err) {
     }
     rc = opc__tls_ctx_init(&p->tls, &p->key, &ca, cfg->ca_key_file != NULL, err);
     opc__key_wipe(&ca);
+    p->tls.native = !(cfg->flags & OPCOMMS_TARPC_ONLY);
     return rc;
 }
 
@@ -17336,12 +19535,26 @@ OPC__FN opcomms_err opc__pub_close(opcomms_peer *p) {
     return p->failed != OPCOMMS_OK ? p->failed : rc;
 }
 
+OPC__FN void opc__pub_messages_free(opcomms_peer *p) {
+    uint32_t i;
+    for (i = 0; i < p->messages_blocks; i++) {
+        opc__mem_free(&p->mem, p->messages[i], OPC__NODE_MESSAGES * sizeof **p->messages);
+    }
+    opc__mem_free(&p->mem, p->messages, OPC__NODE_BLOCKS * sizeof *p->messages);
+    p->messages = NULL;
+    p->messages_blocks = 0;
+}
+
 OPC__FN void opc__pub_destroy(opcomms_peer *p) {
     opc__mem mem;
     uint32_t n = p->cfg.connections_max;
     (void)opc__pub_close(p); /* reported by opcomms_stop; free has no way to */
     opc__mailbox_free(&p->mailbox);
+    opc__outbox_free(&p->outbox);
+    opc__numbers_free(&p->numbers);
     opc__items_free(&p->items);
+    opc__mem_free(&p->mem, p->state, OPC__STATE_MAX);
+    opc__pub_messages_free(p);
     if (p->wake_ready) p->plat->wake_close(p->plat->user, p->wake);
     opc__mem_free(&p->mem, p->slots, (size_t)n * sizeof *p->slots);
     opc__mem_free(&p->mem, p->links, (size_t)n * sizeof *p->links);
@@ -17377,6 +19590,22 @@ OPC__FN int opc__pub_locks(opcomms_peer *p) {
     return 1;
 }
 
+/* What is remembered of messages, empty so far. */
+OPC__FN void opc__pub_open_tables(opcomms_peer *p) {
+    opc__outbox_limits l;
+    memset(&l, 0, sizeof l);
+    l.messages_max = p->cfg.queued_max;
+    l.depth_max = p->cfg.queued_per_destination_max;
+    l.dests_max = p->cfg.destinations_max;
+    l.retry_min_ms = p->cfg.retry_min_ms;
+    l.retry_max_ms = p->cfg.retry_max_ms;
+    l.bytes_max = p->cfg.queued_bytes_max;
+    opc__items_init(&p->items, &p->mem);
+    opc__outbox_init(&p->outbox, &p->mem, &p->items, &l);
+    opc__numbers_init(&p->numbers, &p->mem, p->hash, p->cfg.streams_max, p->cfg.streams_max,
+                      p->spans);
+}
+
 /* The rest of new, once the peer's memory and locks stand. */
 OPC__FN opcomms_err opc__pub_open(opcomms_peer *p, opcomms_error *err) {
     opcomms_err rc = opc__pub_open_keys(p, err);
@@ -17387,7 +19616,7 @@ OPC__FN opcomms_err opc__pub_open(opcomms_peer *p, opcomms_error *err) {
     if (rc != OPCOMMS_OK) return opc__err_set(err, OPCOMMS_E_RANDOM, 0, NULL);
     rc = opc__pub_listen(p, err); /* first: a port in use must not touch the log */
     if (rc != OPCOMMS_OK) return rc;
-    opc__items_init(&p->items, &p->mem);
+    opc__pub_open_tables(p);
     opc__mailbox_init(&p->mailbox, &p->mem, &p->items, p->hash, p->cfg.messages_max,
                       p->cfg.queue_depth_max, p->cfg.mailboxes_max);
     rc = opc__pub_open_store(p, err);
@@ -17455,6 +19684,115 @@ OPCOMMS_API opcomms_err opcomms_new(const opcomms_config *cfg, opcomms_peer **ou
     p->cfg.password_user = NULL;
     *out = p;
     return OPCOMMS_OK;
+}
+
+/* Waits a while for something to change; the lock is held before and after. */
+OPC__FN void opc__pub_rest(opcomms_peer *p, uint64_t left_us) {
+    if (p->cfg.flags & OPCOMMS_NO_BACKGROUND) {
+        int32_t ms = left_us > 1000000u ? 1000 : (int32_t)((left_us + 999u) / 1000u);
+        opc__node_unlock(p);
+        (void)opc__run_pump(p, ms);
+        opc__mutex_lock(&p->lock);
+    } else {
+        opc__cond_wait(&p->changed, &p->lock, left_us);
+    }
+}
+
+/* ---- sending natively ---- */
+
+/* Sends what there is on a connection now, from this thread. */
+OPC__FN void opc__pub_push(opcomms_peer *p, opc__slot *s) {
+    if (p->pumping) return; /* another thread steps, with the lock open: it will */
+    opc__node_slot_pump(p, s, opc__node_now(p));
+    if (opc__node_unsent(&s->conn) || s->conn.state == OPC__CONN_DEAD || p->more) opc__node_kick(p);
+}
+
+/* A call whose time is up, wherever it is. */
+OPC__FN void opc__pub_give_up(opcomms_peer *p, opc__call *call) {
+    uint32_t i;
+    int there = opc__flow_unlink(&p->directs, call);
+    for (i = 0; i < p->slots_count && !there; i++) {
+        if (p->slots[i]->flow != NULL) there = opc__flow_forget(p->slots[i]->flow, call);
+    }
+    OPCOMMS_ASSERT(there);
+    opc__peer_answer(p, call, call->written ? OPCOMMS_E_UNKNOWN_OUTCOME : OPCOMMS_E_TIMEOUT, NULL);
+}
+
+/* Carries a call through natively; the lock is held before and after. call->tarpc: that peer does
+   not speak it. */
+OPC__FN void opc__pub_native(opcomms_peer *p, opc__call *call) {
+    opc__cond wake;
+    if (!opc__cond_init(&wake)) {
+        call->result = opc__err_set(&call->detail, OPCOMMS_E_NOMEM, 0, NULL);
+        call->done = 1;
+        return;
+    }
+    call->wake = &wake;
+    opc__flow_link(&p->directs, call);
+    opc__node_directs(p);
+    if (!call->done) {
+        opc__slot *s = opc__node_find(p, call->server, &call->to);
+        if (s != NULL) opc__pub_push(p, s);
+    }
+    while (!call->done) {
+        uint64_t now = opc__node_now(p);
+        if (now >= call->deadline_us) {
+            opc__pub_give_up(p, call);
+        } else if (p->cfg.flags & OPCOMMS_NO_BACKGROUND) {
+            opc__pub_rest(p, call->deadline_us - now);
+        } else {
+            opc__cond_wait(&wake, &p->lock, call->deadline_us - now);
+        }
+    }
+    opc__cond_destroy(&wake);
+}
+
+/* Sends a message to the peer itself: natively, if it can do that. 1: done, the result is in the
+   call; 0: it has to go by tarpc. */
+OPC__FN int opc__pub_try_native(opcomms_peer *p, opc__call *call, const char *hash,
+                                const char *address, uint32_t timeout_ms) {
+    opcomms_err rc = OPCOMMS_OK;
+    int tarpc;
+    if (p->cfg.flags & OPCOMMS_TARPC_ONLY) return 0;
+    if (!opc__str_hash_parse(hash, strlen(hash), call->server)) return 0;
+    if (address != NULL &&
+        (opc__id_address_parse(address, strlen(address), &call->to) != OPCOMMS_OK ||
+         call->to.port == 0)) {
+        return 0; /* the other way tells what is wrong */
+    }
+    if (!opc__allow_check(p->allow, call->server, address != NULL ? &call->to : NULL)) {
+        rc = opc__err_set(&call->detail, OPCOMMS_E_NOT_ALLOWED, 0, "our own allow list");
+    }
+    opc__mutex_lock(&p->lock);
+    if (rc != OPCOMMS_OK) {
+        call->done = 1;
+    } else if (opc__node_inside(p) || p->stopping || p->store == NULL) {
+        rc = opc__err_set(&call->detail,
+                          opc__node_inside(p) ? OPCOMMS_E_BUSY : OPCOMMS_E_CLOSED, 0, NULL);
+        call->done = 1;
+    }
+    call->result = rc;
+    tarpc = !call->done && address != NULL &&
+            opc__node_knows_tarpc(p, call->server, &call->to);
+    if (!call->done && !tarpc) {
+        if (call->number == 0) call->number = ++p->direct_number;
+        call->deadline_us = opc__node_now(p) + (uint64_t)timeout_ms * 1000u;
+        memcpy(call->dest, hash, 65);
+        p->waiters++;
+        opc__pub_native(p, call);
+        p->waiters--;
+        tarpc = call->tarpc;
+        if (call->result == OPCOMMS_OK) p->stats.messages_out++;
+        if (p->stopping) opc__cond_all(&p->changed);
+    }
+    if (tarpc && (p->cfg.flags & OPCOMMS_NATIVE_ONLY)) {
+        call->result = opc__err_set(&call->detail, OPCOMMS_E_UNSUPPORTED, 0,
+                                    "that peer speaks tarpc only");
+        tarpc = 0;
+    }
+    opc__node_unlock(p);
+    call->done = 0;
+    return !tarpc;
 }
 
 /* ---- sending ---- */
@@ -17558,16 +19896,43 @@ OPC__FN opcomms_err opc__pub_payload(const opcomms_peer *p, opc__call *call, con
     return OPCOMMS_OK;
 }
 
-OPCOMMS_API opcomms_err opcomms_send(opcomms_peer *peer, const char *hash, const char *address,
-                                     const void *data, size_t len, uint32_t timeout_ms,
-                                     opcomms_error *err) {
+OPCOMMS_API opcomms_err opcomms_send_numbered(opcomms_peer *peer, const char *hash,
+                                              const char *address, const void *data, size_t len,
+                                              uint64_t *number, uint32_t timeout_ms,
+                                              opcomms_error *err) {
+    static const uint8_t nothing[1] = {0};
     opc__call call;
     opcomms_err rc;
-    if (peer == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    uint8_t want[32];
+    if (peer == NULL || number == NULL || (data == NULL && len > 0)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    }
+    if (hash == NULL || !opc__str_hash_parse(hash, strlen(hash), want)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the hash is 64 lower-case hex digits");
+    }
+    memset(&call, 0, sizeof call);
+    call.data = data != NULL ? (const uint8_t *)data : nothing;
+    call.len = len;
+    call.mode = OPC__RENDER_BYTES;
+    call.kind = OPC__REQ_SEND;
+    call.number = *number;
+    if (timeout_ms == 0) timeout_ms = peer->cfg.send_timeout_ms;
+    if (opc__pub_try_native(peer, &call, hash, address, timeout_ms)) {
+        *number = call.number;
+        if (call.result != OPCOMMS_OK && err != NULL) *err = call.detail;
+        return call.result;
+    }
     memset(&call, 0, sizeof call);
     rc = opc__pub_payload(peer, &call, data, len, 0, err);
     if (rc != OPCOMMS_OK) return rc;
     return opc__pub_call(peer, hash, address, &call, timeout_ms, err);
+}
+
+OPCOMMS_API opcomms_err opcomms_send(opcomms_peer *peer, const char *hash, const char *address,
+                                     const void *data, size_t len, uint32_t timeout_ms,
+                                     opcomms_error *err) {
+    uint64_t number = 0;
+    return opcomms_send_numbered(peer, hash, address, data, len, &number, timeout_ms, err);
 }
 
 OPCOMMS_API opcomms_err opcomms_ping(opcomms_peer *peer, const char *hash, const char *address,
@@ -17608,14 +19973,7 @@ OPC__FN uint32_t opc__pub_await(opcomms_peer *p, uint8_t id, uint32_t timeout_ms
             *rc = OPCOMMS_E_BUSY;
             return i;
         }
-        if (p->cfg.flags & OPCOMMS_NO_BACKGROUND) {
-            int32_t ms = left > 1000000u ? 1000 : (int32_t)((left + 999u) / 1000u);
-            opc__node_unlock(p);
-            (void)opc__run_pump(p, ms);
-            opc__mutex_lock(&p->lock);
-        } else {
-            opc__cond_wait(&p->changed, &p->lock, left);
-        }
+        opc__pub_rest(p, left);
     }
 }
 
@@ -17698,37 +20056,74 @@ OPCOMMS_API opcomms_err opcomms_wait(opcomms_peer *peer, uint32_t timeout_ms) {
     return rc;
 }
 
-OPCOMMS_API opcomms_err opcomms_receive_id(opcomms_peer *peer, uint8_t id, uint32_t timeout_ms,
-                                           opcomms_message **out, opcomms_error *err) {
+/* A handle; NULL: too many are out, or no memory, as *rc tells. */
+OPC__FN opcomms_message *opc__pub_handle(opcomms_peer *p, opcomms_err *rc) {
+    opcomms_message *m, *block;
+    uint32_t i;
+    *rc = OPCOMMS_E_LIMIT;
+    if (p->messages_free == NULL && p->messages_blocks < OPC__NODE_BLOCKS) {
+        *rc = OPCOMMS_E_NOMEM;
+        if (p->messages == NULL) {
+            p->messages = (opcomms_message **)opc__mem_array(&p->mem, OPC__NODE_BLOCKS,
+                                                             sizeof *p->messages);
+        }
+        if (p->messages == NULL) return NULL;
+        block = (opcomms_message *)opc__mem_array(&p->mem, OPC__NODE_MESSAGES, sizeof *block);
+        if (block == NULL) return NULL;
+        p->messages[p->messages_blocks++] = block;
+        for (i = OPC__NODE_MESSAGES; i > 0; i--) {
+            block[i - 1].next_free = p->messages_free;
+            p->messages_free = &block[i - 1];
+        }
+    }
+    m = p->messages_free;
+    if (m == NULL) return NULL;
+    p->messages_free = m->next_free;
+    *rc = OPCOMMS_OK;
+    return m;
+}
+
+/* The handle is free again; the lock is held. */
+OPC__FN void opc__pub_drop(opcomms_message *m) {
+    if (!m->used) return;
+    m->used = 0;
+    m->next_free = m->peer->messages_free;
+    m->peer->messages_free = m;
+}
+
+/* Hands out entry i; the lock is held. */
+OPC__FN opcomms_err opc__pub_hand_out(opcomms_peer *p, uint32_t i, opcomms_message **out) {
+    opc__entry *e = opc__items_at(&p->items, i);
     opc__msg_meta meta;
     uint8_t dest[OPC__DEST_MAX];
-    opcomms_message *m = NULL;
+    opcomms_message *m;
+    opcomms_err rc =
+        p->store->c->meta(p->store, opc__items_ref(&p->items, i), &meta, dest, NULL);
+    if (rc != OPCOMMS_OK) return rc;
+    m = opc__pub_handle(p, &rc);
+    if (m == NULL) return rc;
+    m->peer = p;
+    m->entry = i;
+    m->used = 1;
+    m->uid = e->uid;
+    m->bytes = meta.bytes;
+    m->flags = (meta.flags & OPC__MSG_TEXT) ? OPCOMMS_MESSAGE_TEXT : 0;
+    if (meta.flags & OPC__MSG_UNCERTAIN) m->flags |= OPCOMMS_MESSAGE_UNCERTAIN;
+    memcpy(m->from, meta.from, 32);
+    m->from_id = meta.from_id;
+    e->out = 1;
+    *out = m;
+    return OPCOMMS_OK;
+}
+
+OPCOMMS_API opcomms_err opcomms_receive_id(opcomms_peer *peer, uint8_t id, uint32_t timeout_ms,
+                                           opcomms_message **out, opcomms_error *err) {
     opcomms_err rc = OPCOMMS_OK;
-    uint32_t i, k;
+    uint32_t i;
     if (peer == NULL || out == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
     opc__mutex_lock(&peer->lock);
     i = opc__pub_await(peer, id, timeout_ms, &rc);
-    if (i != OPC__MAILBOX_NONE) {
-        for (k = 0; k < OPC__NODE_MESSAGES && m == NULL; k++) {
-            if (!peer->messages[k].used) m = &peer->messages[k];
-        }
-        rc = m == NULL ? OPCOMMS_E_LIMIT
-                       : peer->store->c->meta(peer->store, opc__items_ref(&peer->items, i), &meta,
-                                              dest, NULL);
-    }
-    if (i != OPC__MAILBOX_NONE && rc == OPCOMMS_OK) {
-        memset(m, 0, sizeof *m);
-        m->peer = peer;
-        m->entry = i;
-        m->used = 1;
-        m->uid = opc__items_at(&peer->items, i)->uid;
-        m->bytes = meta.bytes;
-        m->flags = (meta.flags & OPC__MSG_TEXT) ? OPCOMMS_MESSAGE_TEXT : 0;
-        opc__str_hash_write(meta.from, m->from.hash);
-        m->from.id = meta.from_id;
-        opc__items_at(&peer->items, i)->out = 1;
-        *out = m;
-    }
+    if (i != OPC__MAILBOX_NONE) rc = opc__pub_hand_out(peer, i, out);
     opc__node_unlock(peer);
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
 }
@@ -17757,7 +20152,7 @@ OPCOMMS_API opcomms_err opcomms_ack(opcomms_message *message, opcomms_error *err
     } else {
         rc = opc__pub_consume(p, message->entry);
     }
-    message->used = 0;
+    opc__pub_drop(message);
     opc__node_unlock(p);
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
 }
@@ -17768,7 +20163,7 @@ OPCOMMS_API void opcomms_release(opcomms_message *message) {
     p = message->peer;
     opc__mutex_lock(&p->lock);
     if (opc__pub_message_lives(message)) opc__items_at(&p->items, message->entry)->out = 0;
-    message->used = 0;
+    opc__pub_drop(message);
     opc__cond_all(&p->changed);
     opc__node_unlock(p);
 }
@@ -17786,7 +20181,10 @@ OPCOMMS_API uint32_t opcomms_message_flags(const opcomms_message *message) {
 }
 
 OPCOMMS_API void opcomms_message_from(const opcomms_message *message, opcomms_identifier *from) {
-    if (message != NULL && from != NULL) *from = message->from;
+    if (message == NULL || from == NULL) return;
+    memset(from, 0, sizeof *from);
+    opc__str_hash_write(message->from, from->hash);
+    from->id = message->from_id;
 }
 
 OPCOMMS_API opcomms_err opcomms_message_read(opcomms_message *message, uint64_t offset, void *buf,
@@ -18130,6 +20528,738 @@ OPCOMMS_API opcomms_err opcomms_local_recv(opcomms_peer *peer, uint8_t id, opcom
     return opcomms_local_ack(peer, id, mail->uid, err);
 }
 
+/* ---- the outbox ---- */
+
+/* What an enqueue asks for, checked. */
+typedef struct opc__order {
+    opc__msg_meta meta;
+    char dest[65];
+    const uint8_t *data;
+    uint32_t put;
+    uint32_t index;
+    int open; /* the put is */
+} opc__order;
+
+OPC__FN opcomms_err opc__pub_order(opcomms_peer *p, const opcomms_outgoing *o, opc__order *out,
+                                   opcomms_error *err) {
+    static const uint8_t nothing[1] = {0};
+    opcomms_enqueue_options opt;
+    opc__msg_meta *m = &out->meta;
+    memset(out, 0, sizeof *out);
+    memset(&opt, 0, sizeof opt);
+    if (o->options != NULL) {
+        if (o->options->size < 16u || o->options->size > 4096u) {
+            return opc__err_set(err, OPCOMMS_E_INVAL, 0, "options.size");
+        }
+        memcpy(&opt, o->options, o->options->size < sizeof opt ? o->options->size : sizeof opt);
+    }
+    if (!opc__pub_identifier(&o->to, m->server)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the destination");
+    }
+    if ((o->data == NULL && o->len > 0) || (o->context == NULL && o->context_len > 0) ||
+        o->context_len > OPC__CONTEXT_MAX || opt.level > OPCOMMS_LEVEL_CONSUMED ||
+        (opt.flags & ~(OPCOMMS_ENQUEUE_TEXT | OPCOMMS_ENQUEUE_NATIVE_ONLY)) != 0) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    }
+    if (o->address != NULL &&
+        (opc__id_address_parse(o->address, strlen(o->address), &m->address) != OPCOMMS_OK ||
+         m->address.port == 0)) {
+        return opc__err_set(err, OPCOMMS_E_ADDRESS, 0, o->address);
+    }
+    if (o->len > p->cfg.message_bytes_max) {
+        return opc__err_set(err, OPCOMMS_E_LIMIT, 0, "cfg.message_bytes_max");
+    }
+    if (!opc__allow_check(p->allow, m->server, m->address.family != 0 ? &m->address : NULL)) {
+        return opc__err_set(err, OPCOMMS_E_NOT_ALLOWED, 0, "our own allow list");
+    }
+    out->data = o->data != NULL ? (const uint8_t *)o->data : nothing;
+    if ((opt.flags & OPCOMMS_ENQUEUE_TEXT) && !opc__str_utf8_valid(out->data, o->len)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the text is not UTF-8");
+    }
+    memcpy(out->dest, o->to.hash, 65);
+    m->kind = OPC__KIND_OUT;
+    m->from_id = opt.from_id;
+    m->dest_id = (uint8_t)o->to.id;
+    m->flags = (opt.flags & OPCOMMS_ENQUEUE_TEXT) ? OPC__MSG_TEXT : 0;
+    m->dest = (const uint8_t *)out->dest;
+    m->dest_len = 64;
+    m->bytes = o->len;
+    m->wire_bytes = UINT64_MAX;
+    m->level = opt.level != 0 ? opt.level : (uint8_t)OPCOMMS_LEVEL_DURABLE;
+    m->options = (opt.flags & OPCOMMS_ENQUEUE_NATIVE_ONLY) ? 1u : 0;
+    m->attempts_max = opt.attempts_max != 0 ? opt.attempts_max : p->cfg.attempts_max;
+    m->context = (const uint8_t *)o->context;
+    m->context_len = (uint32_t)o->context_len;
+    m->expires_s = opt.expiry_s; /* from now on, see opc__pub_place */
+    return OPCOMMS_OK;
+}
+
+/* With the lock, which may be open meanwhile: a place in the outbox, and the payload in the store.
+   What goes wrong later is undone by opc__pub_unplace. */
+OPC__FN opcomms_err opc__pub_place(opcomms_peer *p, opc__order *o) {
+    opc__msg_meta *m = &o->meta;
+    uint64_t at = 0;
+    opcomms_err rc;
+    m->time_s = p->plat->wall_s(p->plat->user);
+    if (m->expires_s != 0) m->expires_s += m->time_s;
+    p->store->c->epoch(p->store, &m->epoch);
+    rc = p->store->c->begin(p->store, &o->put);
+    if (rc != OPCOMMS_OK) return rc;
+    o->open = 1;
+    while (at < m->bytes) {
+        uint64_t some = m->bytes - at < OPC__FRAG_BYTES ? m->bytes - at : OPC__FRAG_BYTES;
+        rc = opc__pub_room(p);
+        if (rc == OPCOMMS_OK) {
+            rc = p->store->c->data(p->store, o->put, o->data + at, (size_t)some);
+        }
+        if (rc == OPCOMMS_OK) at += some;
+        if (rc != OPCOMMS_OK && rc != OPCOMMS_E_AGAIN) return rc;
+    }
+    return opc__pub_room(p);
+}
+
+OPC__FN void opc__pub_unplace(opcomms_peer *p, opc__order *o) {
+    if (o->open && p->store != NULL) p->store->c->abort(p->store, o->put);
+    o->open = 0;
+}
+
+/* Room in the outbox for it. The lock stays closed from here to opc__pub_queue. */
+OPC__FN opcomms_err opc__pub_reserve(opcomms_peer *p, opc__order *o) {
+    const opc__msg_meta *m = &o->meta;
+    opcomms_err rc = opc__outbox_open(&p->outbox, m->server, m->from_id, m->dest, m->dest_len,
+                                      m->dest_id, &o->index);
+    if (rc == OPCOMMS_OK) rc = opc__outbox_reserve(&p->outbox, o->index, m);
+    return rc;
+}
+
+/* Becomes a queued message. OPCOMMS_E_AGAIN: the store has no room now. */
+OPC__FN opcomms_err opc__pub_queue(opcomms_peer *p, opc__order *o, uint64_t *position) {
+    uint64_t uid = 0, ref = 0;
+    opcomms_err rc = p->store->c->commit(p->store, o->put, &o->meta, &uid, &ref, position);
+    if (rc != OPCOMMS_OK) return rc;
+    o->open = 0;
+    o->meta.uid = uid;
+    (void)opc__outbox_add(&p->outbox, o->index, &o->meta, uid, ref, *position);
+    opc__pub_queued_as(p, uid, &o->meta);
+    p->unflushed++;
+    return OPCOMMS_OK;
+}
+
+/* As durable as a caller may expect when the call returns. */
+OPC__FN opcomms_err opc__pub_wait_stored(opcomms_peer *p, uint64_t position) {
+    if (p->cfg.durability == OPCOMMS_DURABLE_ALWAYS) return opc__pub_settle(p, position);
+    opc__node_flush(p, opc__node_now(p)); /* a memory store is visible at once */
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__pub_enqueue(opcomms_peer *p, opc__order *o) {
+    uint64_t position = 0;
+    opcomms_err rc = opc__pub_local(p);
+    if (rc == OPCOMMS_OK) rc = opc__pub_place(p, o);
+    while (rc == OPCOMMS_OK) {
+        rc = opc__pub_room(p);
+        if (rc == OPCOMMS_OK) rc = opc__pub_reserve(p, o);
+        if (rc != OPCOMMS_OK) break;
+        rc = opc__pub_queue(p, o, &position);
+        if (rc == OPCOMMS_OK) break;
+        if (rc == OPCOMMS_E_AGAIN) rc = OPCOMMS_OK;
+    }
+    opc__pub_unplace(p, o);
+    if (rc != OPCOMMS_OK) return rc;
+    rc = opc__pub_wait_stored(p, position);
+    opc__node_kick(p);
+    return rc;
+}
+
+OPCOMMS_API opcomms_err opcomms_enqueue(opcomms_peer *peer, const opcomms_identifier *to,
+                                        const char *address, const void *context,
+                                        size_t context_len, const void *data, size_t len,
+                                        const opcomms_enqueue_options *options, uint64_t *number,
+                                        opcomms_error *err) {
+    opcomms_outgoing out;
+    opc__order o;
+    opcomms_err rc;
+    if (peer == NULL || to == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    memset(&out, 0, sizeof out);
+    out.to = *to;
+    out.address = address;
+    out.context = context;
+    out.context_len = context_len;
+    out.data = data;
+    out.len = len;
+    out.options = options;
+    rc = opc__pub_order(peer, &out, &o, err);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__mutex_lock(&peer->lock);
+    rc = opc__pub_enqueue(peer, &o);
+    if (rc == OPCOMMS_OK && number != NULL) *number = o.meta.uid;
+    if (rc == OPCOMMS_E_FULL) peer->stats.queue_full++;
+    opc__node_unlock(peer);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
+}
+
+/* With the lock: what is known of entry i. */
+OPC__FN opcomms_err opc__pub_describe(opcomms_peer *p, uint32_t i, opcomms_queued *out) {
+    const opc__entry *e = opc__items_at(&p->items, i);
+    uint8_t dest[OPC__DEST_MAX];
+    static const uint8_t states[] = {OPCOMMS_STATE_QUEUED,  OPCOMMS_STATE_SENT,
+                                     OPCOMMS_STATE_RECEIVED, OPCOMMS_STATE_DURABLE,
+                                     OPCOMMS_STATE_DURABLE, OPCOMMS_STATE_DEAD};
+    opc__msg_meta m;
+    opcomms_err rc;
+    memset(out, 0, sizeof *out);
+    rc = p->store->c->meta(p->store, opc__items_ref(&p->items, i), &m, dest, out->context);
+    if (rc != OPCOMMS_OK) return rc;
+    out->number = e->uid;
+    out->bytes = m.bytes;
+    out->state = states[opc__outbox_state(&p->outbox, i)];
+    out->attempts = opc__outbox_attempts(e);
+    out->uncertain = (e->tried & OPC__TRIED_TARPC) != 0;
+    opc__str_hash_write(m.server, out->to.hash);
+    out->to.id = m.dest_id;
+    out->from_id = m.from_id;
+    out->level = m.level;
+    out->context_len = m.context_len;
+    out->time_s = m.time_s;
+    out->expires_s = m.expires_s;
+    if (e->kind == OPC__KIND_DEAD) {
+        out->code = (opcomms_err)opc__outbox_dead_code(e);
+        out->dead_s = opc__outbox_dead_s(e);
+    } else if (out->attempts > 0) {
+        out->code = (opcomms_err)p->outbox.dests[e->box].code;
+    }
+    return OPCOMMS_OK;
+}
+
+/* Entry of a queued message or dead letter; OPC__ITEMS_NONE: there is none. */
+OPC__FN uint32_t opc__pub_entry(const opcomms_peer *p, uint64_t number) {
+    uint32_t i = p->store != NULL ? opc__items_find(&p->items, number) : OPC__ITEMS_NONE;
+    if (i != OPC__ITEMS_NONE && opc__items_at(&p->items, i)->kind == OPC__KIND_IN) {
+        return OPC__ITEMS_NONE;
+    }
+    return i;
+}
+
+OPCOMMS_API opcomms_err opcomms_queued_get(opcomms_peer *peer, uint64_t number,
+                                           opcomms_queued *out) {
+    opcomms_err rc = OPCOMMS_E_NOT_FOUND;
+    uint32_t i;
+    if (peer == NULL || out == NULL) return OPCOMMS_E_INVAL;
+    opc__mutex_lock(&peer->lock);
+    i = opc__pub_entry(peer, number);
+    if (peer->store == NULL) rc = OPCOMMS_E_CLOSED;
+    if (i != OPC__ITEMS_NONE) rc = opc__pub_describe(peer, i, out);
+    opc__node_unlock(peer);
+    return rc;
+}
+
+OPCOMMS_API uint64_t opcomms_queued_count(opcomms_peer *peer, const char *hash) {
+    uint8_t want[32];
+    uint64_t n = 0;
+    if (peer == NULL) return 0;
+    if (hash != NULL && !opc__str_hash_parse(hash, strlen(hash), want)) return 0;
+    opc__mutex_lock(&peer->lock);
+    n = hash == NULL ? peer->outbox.queued : opc__outbox_server_count(&peer->outbox, want);
+    opc__node_unlock(peer);
+    return n;
+}
+
+OPCOMMS_API opcomms_err opcomms_queued_next(opcomms_peer *peer, uint64_t after,
+                                            opcomms_queued *out) {
+    opcomms_err rc = OPCOMMS_E_NOT_FOUND;
+    uint32_t i, best = OPC__ITEMS_NONE;
+    if (peer == NULL || out == NULL) return OPCOMMS_E_INVAL;
+    opc__mutex_lock(&peer->lock);
+    if (peer->store == NULL) {
+        rc = OPCOMMS_E_CLOSED;
+    } else {
+        best = opc__outbox_above(&peer->outbox, after);
+        i = best;
+        if (i != OPC__ITEMS_NONE) rc = opc__pub_describe(peer, i, out);
+    }
+    opc__node_unlock(peer);
+    return rc;
+}
+
+OPCOMMS_API uint64_t opcomms_dead_count(opcomms_peer *peer) {
+    uint64_t n;
+    if (peer == NULL) return 0;
+    opc__mutex_lock(&peer->lock);
+    n = peer->outbox.dead;
+    opc__node_unlock(peer);
+    return n;
+}
+
+OPCOMMS_API opcomms_err opcomms_dead_next(opcomms_peer *peer, uint64_t after,
+                                          opcomms_queued *out) {
+    opcomms_err rc = OPCOMMS_E_NOT_FOUND;
+    uint32_t i, best = OPC__ITEMS_NONE;
+    if (peer == NULL || out == NULL) return OPCOMMS_E_INVAL;
+    opc__mutex_lock(&peer->lock);
+    if (peer->store == NULL) rc = OPCOMMS_E_CLOSED;
+    for (i = peer->outbox.dead_first; peer->store != NULL && i != OPC__ITEMS_NONE;
+         i = opc__items_at(&peer->items, i)->next) {
+        uint64_t uid = opc__items_at(&peer->items, i)->uid;
+        if (uid > after && (best == OPC__ITEMS_NONE ||
+                            uid < opc__items_at(&peer->items, best)->uid)) {
+            best = i;
+        }
+    }
+    if (best != OPC__ITEMS_NONE) rc = opc__pub_describe(peer, best, out);
+    opc__node_unlock(peer);
+    return rc;
+}
+
+OPCOMMS_API opcomms_err opcomms_queued_read(opcomms_peer *peer, uint64_t number, uint64_t offset,
+                                            void *buf, size_t len, size_t *got) {
+    opcomms_err rc = OPCOMMS_E_NOT_FOUND;
+    uint32_t i;
+    if (peer == NULL || got == NULL || (buf == NULL && len > 0)) return OPCOMMS_E_INVAL;
+    *got = 0;
+    opc__mutex_lock(&peer->lock);
+    i = opc__pub_entry(peer, number);
+    if (i != OPC__ITEMS_NONE) {
+        uint64_t bytes = opc__items_at(&peer->items, i)->bytes;
+        rc = OPCOMMS_OK;
+        if (offset < bytes && len > 0) {
+            if (len > bytes - offset) len = (size_t)(bytes - offset);
+            rc = peer->store->c->read(peer->store, opc__items_ref(&peer->items, i), offset,
+                                      (uint8_t *)buf, len, got);
+        }
+    }
+    opc__node_unlock(peer);
+    return rc;
+}
+
+/* Ends entry `number` in the store; the lock may be open meanwhile. *index: what it was. */
+OPC__FN opcomms_err opc__pub_over(opcomms_peer *p, uint64_t number, int kind, int how,
+                                  uint64_t *position, uint32_t *index) {
+    for (;;) {
+        opcomms_err rc = opc__pub_room(p);
+        uint32_t i = rc == OPCOMMS_OK ? opc__pub_entry(p, number) : OPC__ITEMS_NONE;
+        if (rc != OPCOMMS_OK) return rc;
+        if (i == OPC__ITEMS_NONE || (int)opc__items_at(&p->items, i)->kind != kind) {
+            return OPCOMMS_E_NOT_FOUND;
+        }
+        rc = p->store->c->done(p->store, opc__items_ref(&p->items, i), number, how, position);
+        *index = i;
+        if (rc != OPCOMMS_E_AGAIN) return rc;
+    }
+}
+
+OPCOMMS_API opcomms_err opcomms_cancel(opcomms_peer *peer, uint64_t number, opcomms_error *err) {
+    uint64_t position = 0;
+    uint32_t i = 0;
+    opcomms_err rc;
+    if (peer == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    opc__mutex_lock(&peer->lock);
+    rc = opc__pub_local(peer);
+    if (rc == OPCOMMS_OK) {
+        rc = opc__pub_over(peer, number, OPC__KIND_OUT, OPC__DONE_CANCELLED, &position, &i);
+    }
+    if (rc == OPCOMMS_OK) {
+        int tried = opc__items_at(&peer->items, i)->tried != 0;
+        opc__peer_event(peer, number, OPCOMMS_STATE_CANCELLED, OPCOMMS_OK,
+                        peer->outbox.dests[opc__items_at(&peer->items, i)->box].server);
+        opc__outbox_remove(&peer->outbox, i);
+        peer->unflushed++;
+        rc = opc__pub_wait_stored(peer, position);
+        if (rc == OPCOMMS_OK && tried) rc = OPCOMMS_E_UNKNOWN_OUTCOME;
+        opc__node_kick(peer);
+    }
+    opc__node_unlock(peer);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
+}
+
+OPCOMMS_API opcomms_err opcomms_dead_drop(opcomms_peer *peer, uint64_t number,
+                                          opcomms_error *err) {
+    uint64_t position = 0;
+    uint32_t i = 0;
+    opcomms_err rc;
+    if (peer == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    opc__mutex_lock(&peer->lock);
+    rc = opc__pub_local(peer);
+    if (rc == OPCOMMS_OK) {
+        rc = opc__pub_over(peer, number, OPC__KIND_DEAD, OPC__DONE_TAKEN, &position, &i);
+    }
+    if (rc == OPCOMMS_OK) {
+        opc__outbox_dead_remove(&peer->outbox, i);
+        peer->unflushed++;
+        rc = opc__pub_wait_stored(peer, position);
+    }
+    opc__node_unlock(peer);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
+}
+
+/* Copies the payload of an entry into a put of its own; the lock may be open meanwhile. */
+OPC__FN opcomms_err opc__pub_duplicate(opcomms_peer *p, uint64_t number, opc__order *o) {
+    uint8_t piece[4096];
+    uint64_t at = 0;
+    opcomms_err rc = p->store->c->begin(p->store, &o->put);
+    if (rc != OPCOMMS_OK) return rc;
+    o->open = 1;
+    while (at < o->meta.bytes) {
+        size_t got = 0;
+        uint32_t i;
+        rc = opc__pub_room(p);
+        if (rc != OPCOMMS_OK) return rc;
+        i = opc__pub_entry(p, number);
+        if (i == OPC__ITEMS_NONE) return OPCOMMS_E_NOT_FOUND;
+        rc = p->store->c->read(p->store, opc__items_ref(&p->items, i), at, piece, sizeof piece,
+                               &got);
+        if (rc == OPCOMMS_OK && got == 0) rc = OPCOMMS_E_LOG_DAMAGED;
+        if (rc == OPCOMMS_OK) rc = p->store->c->data(p->store, o->put, piece, got);
+        if (rc == OPCOMMS_OK) at += got;
+        if (rc != OPCOMMS_OK && rc != OPCOMMS_E_AGAIN) return rc;
+    }
+    return OPCOMMS_OK;
+}
+
+/* Dead letter `number` becomes a queued message, in one operation. */
+OPC__FN opcomms_err opc__pub_requeue(opcomms_peer *p, uint64_t number, opc__order *o,
+                                     uint8_t *dest, uint8_t *context, uint64_t *position) {
+    opc__msg_meta *m = &o->meta;
+    uint32_t i = opc__pub_entry(p, number);
+    opcomms_err rc;
+    if (i == OPC__ITEMS_NONE || opc__items_at(&p->items, i)->kind != OPC__KIND_DEAD) {
+        return OPCOMMS_E_NOT_FOUND;
+    }
+    rc = p->store->c->meta(p->store, opc__items_ref(&p->items, i), m, dest, context);
+    if (rc != OPCOMMS_OK) return rc;
+    m->kind = OPC__KIND_OUT;
+    m->attempts = 0;
+    m->code = 0;
+    m->expires_s = 0;
+    m->attempts_max = p->cfg.attempts_max;
+    m->time_s = p->plat->wall_s(p->plat->user);
+    p->store->c->epoch(p->store, &m->epoch);
+    rc = opc__pub_duplicate(p, number, o);
+    while (rc == OPCOMMS_OK) {
+        rc = opc__pub_room(p);
+        if (rc == OPCOMMS_OK) rc = opc__pub_reserve(p, o);
+        if (rc == OPCOMMS_OK) {
+            rc = p->store->c->hold(p->store, opc__store_need(m) + OPC__STORE_OP + 16u);
+        }
+        i = opc__pub_entry(p, number);
+        if (rc == OPCOMMS_OK && i == OPC__ITEMS_NONE) rc = OPCOMMS_E_NOT_FOUND;
+        if (rc == OPCOMMS_OK) rc = opc__pub_queue(p, o, position);
+        if (rc == OPCOMMS_OK) {
+            rc = p->store->c->done(p->store, opc__items_ref(&p->items, i), number,
+                                   OPC__DONE_TAKEN, position);
+            if (rc == OPCOMMS_OK) opc__outbox_dead_remove(&p->outbox, i);
+            return rc;
+        }
+        if (rc == OPCOMMS_E_AGAIN) {
+            (void)opc__pub_flush(p);
+            rc = OPCOMMS_OK;
+        }
+    }
+    return rc;
+}
+
+OPCOMMS_API opcomms_err opcomms_dead_requeue(opcomms_peer *peer, uint64_t number,
+                                             uint64_t *fresh_number, opcomms_error *err) {
+    uint8_t dest[OPC__DEST_MAX], context[OPC__CONTEXT_MAX];
+    uint64_t position = 0;
+    opc__order o;
+    opcomms_err rc;
+    if (peer == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    memset(&o, 0, sizeof o);
+    opc__mutex_lock(&peer->lock);
+    rc = opc__pub_local(peer);
+    if (rc == OPCOMMS_OK) rc = opc__pub_requeue(peer, number, &o, dest, context, &position);
+    opc__pub_unplace(peer, &o);
+    if (rc == OPCOMMS_OK) {
+        if (fresh_number != NULL) *fresh_number = o.meta.uid;
+        rc = opc__pub_wait_stored(peer, position);
+        opc__node_kick(peer);
+    }
+    opc__node_unlock(peer);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
+}
+
+OPCOMMS_API opcomms_err opcomms_next_event(opcomms_peer *peer, uint32_t timeout_ms,
+                                           opcomms_event *out) {
+    uint64_t start;
+    opcomms_err rc = OPCOMMS_E_EMPTY;
+    if (peer == NULL || out == NULL) return OPCOMMS_E_INVAL;
+    opc__mutex_lock(&peer->lock);
+    start = opc__node_now(peer);
+    while (!opc__peer_event_take(peer, out)) {
+        uint64_t passed = opc__node_now(peer) - start, left = UINT64_MAX;
+        if (peer->stopping) rc = OPCOMMS_E_CLOSED;
+        if (peer->stopping || timeout_ms == 0) break;
+        if (opc__node_inside(peer)) rc = OPCOMMS_E_BUSY;
+        if (rc == OPCOMMS_E_BUSY) break;
+        if (timeout_ms != OPCOMMS_FOREVER) {
+            if (passed >= (uint64_t)timeout_ms * 1000u) break;
+            left = (uint64_t)timeout_ms * 1000u - passed;
+        }
+        opc__pub_rest(peer, left);
+    }
+    if (rc == OPCOMMS_E_EMPTY && out->state != 0) rc = OPCOMMS_OK;
+    opc__node_unlock(peer);
+    return rc;
+}
+
+/* ---- several at once ---- */
+
+OPCOMMS_API opcomms_err opcomms_receive_batch(opcomms_peer *peer, uint8_t id, uint32_t timeout_ms,
+                                              opcomms_message **out, size_t cap, size_t *count,
+                                              opcomms_error *err) {
+    opcomms_err rc = OPCOMMS_OK;
+    uint32_t i;
+    if (peer == NULL || out == NULL || count == NULL || cap == 0) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    }
+    *count = 0;
+    opc__mutex_lock(&peer->lock);
+    i = opc__pub_await(peer, id, timeout_ms, &rc);
+    while (i != OPC__MAILBOX_NONE && *count < cap) {
+        rc = opc__pub_hand_out(peer, i, &out[*count]);
+        if (rc != OPCOMMS_OK) break;
+        ++*count;
+        i = opc__mailbox_after(&peer->mailbox, i, peer->visible);
+    }
+    if (*count > 0) rc = OPCOMMS_OK;
+    opc__node_unlock(peer);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
+}
+
+#define OPC__PUB_BATCH 4096u
+
+/* The messages of a batch are of this peer, and there; the lock is held. */
+OPC__FN opcomms_err opc__pub_batch(const opcomms_peer *p, opcomms_message *const *messages,
+                                   size_t count) {
+    size_t i;
+    for (i = 0; i < count; i++) {
+        if (messages[i] == NULL || messages[i]->peer != p || !messages[i]->used) {
+            return OPCOMMS_E_INVAL;
+        }
+        if (!opc__pub_message_lives(messages[i])) return OPCOMMS_E_NOT_FOUND;
+    }
+    return OPCOMMS_OK;
+}
+
+/* Acknowledges a batch, whose room is held. */
+OPC__FN opcomms_err opc__pub_consume_batch(opcomms_peer *p, opcomms_message *const *messages,
+                                           size_t count, uint64_t *position) {
+    size_t i;
+    for (i = 0; i < count; i++) {
+        opcomms_err rc = opc__node_consume(p, messages[i]->entry, position);
+        if (rc != OPCOMMS_OK) return rc;
+    }
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__pub_ack_batch(opcomms_peer *p, opcomms_message *const *messages,
+                                       size_t count) {
+    uint64_t position = 0;
+    opcomms_err rc = opc__pub_batch(p, messages, count);
+    while (rc == OPCOMMS_OK) {
+        rc = p->store->c->hold(p->store, count * (OPC__STORE_OP + 8u));
+        if (rc == OPCOMMS_OK) {
+            rc = opc__pub_consume_batch(p, messages, count, &position);
+            if (rc == OPCOMMS_OK) rc = p->store->c->write(p->store);
+            if (rc != OPCOMMS_OK) opc__node_failed(p, rc);
+            if (p->flushing) p->unwritten = 1;
+            return rc;
+        }
+        if (rc != OPCOMMS_E_AGAIN) return rc;
+        if (!opc__pub_flush(p) && p->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
+        if (p->store == NULL) return OPCOMMS_E_CLOSED;
+        rc = opc__pub_batch(p, messages, count);
+    }
+    return rc;
+}
+
+OPCOMMS_API opcomms_err opcomms_ack_batch(opcomms_message *const *messages, size_t count,
+                                          opcomms_error *err) {
+    opcomms_peer *p;
+    opcomms_err rc;
+    size_t i;
+    if (count == 0) return OPCOMMS_OK;
+    if (messages == NULL || messages[0] == NULL || !messages[0]->used) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    }
+    p = messages[0]->peer;
+    opc__mutex_lock(&p->lock);
+    rc = count > OPC__PUB_BATCH ? OPCOMMS_E_LIMIT : OPCOMMS_OK;
+    if (rc == OPCOMMS_OK && p->store == NULL) rc = OPCOMMS_E_CLOSED;
+    if (rc == OPCOMMS_OK) rc = opc__pub_ack_batch(p, messages, count);
+    for (i = 0; i < count; i++) {
+        if (messages[i] != NULL && messages[i]->peer == p) opc__pub_drop(messages[i]);
+    }
+    opc__node_unlock(p);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
+}
+
+/* What opcomms_commit works on. */
+typedef struct opc__deal {
+    opcomms_message *const *messages;
+    size_t messages_count;
+    opc__order *orders;
+    size_t orders_count;
+    const uint8_t *state;
+    size_t state_len;
+} opc__deal;
+
+/* All of it at once, in room that is held: the first operation decides. */
+OPC__FN opcomms_err opc__pub_deal_done(opcomms_peer *p, const opc__deal *d, uint64_t *position) {
+    opcomms_err rc = OPCOMMS_OK;
+    size_t i;
+    for (i = 0; i < d->orders_count; i++) {
+        rc = opc__pub_queue(p, &d->orders[i], position);
+        if (rc != OPCOMMS_OK) break;
+    }
+    if (rc != OPCOMMS_OK && i > 0) { /* a memory store ran out: what was queued goes again */
+        while (i > 0) {
+            uint32_t entry = opc__items_find(&p->items, d->orders[--i].meta.uid);
+            (void)p->store->c->done(p->store, opc__items_ref(&p->items, entry),
+                                    d->orders[i].meta.uid, OPC__DONE_CANCELLED, position);
+            opc__outbox_remove(&p->outbox, entry);
+        }
+        return rc == OPCOMMS_E_AGAIN ? OPCOMMS_E_FULL : rc;
+    }
+    if (rc == OPCOMMS_OK && d->state != NULL) {
+        rc = p->store->c->note(p->store, OPC__NOTE_STATE, d->state, d->state_len, position);
+        if (rc != OPCOMMS_OK) return rc;
+        if (d->state_len > 0) memcpy(p->state, d->state, d->state_len);
+        p->state_len = (uint32_t)d->state_len;
+        p->state_there = 1;
+    }
+    if (rc == OPCOMMS_OK) {
+        rc = opc__pub_consume_batch(p, d->messages, d->messages_count, position);
+    }
+    return rc;
+}
+
+/* With the lock, which may be open meanwhile. */
+OPC__FN opcomms_err opc__pub_deal(opcomms_peer *p, const opc__deal *d, uint64_t *position) {
+    opcomms_err rc = opc__pub_local(p);
+    size_t need = d->messages_count * (OPC__STORE_OP + 8u), i;
+    if (d->state != NULL) need += OPC__STORE_OP + d->state_len;
+    if (rc == OPCOMMS_OK && d->state != NULL && p->state == NULL) {
+        p->state = (uint8_t *)opc__mem_alloc(&p->mem, OPC__STATE_MAX);
+        if (p->state == NULL) rc = OPCOMMS_E_NOMEM;
+    }
+    for (i = 0; rc == OPCOMMS_OK && i < d->orders_count; i++) {
+        rc = opc__pub_place(p, &d->orders[i]);
+        need += opc__store_need(&d->orders[i].meta);
+    }
+    while (rc == OPCOMMS_OK) {
+        rc = opc__pub_room(p);
+        if (rc == OPCOMMS_OK) rc = opc__pub_batch(p, d->messages, d->messages_count);
+        for (i = 0; rc == OPCOMMS_OK && i < d->orders_count; i++) {
+            rc = opc__pub_reserve(p, &d->orders[i]);
+        }
+        if (rc == OPCOMMS_OK) {
+            rc = opc__items_reserve(&p->items, (uint32_t)d->orders_count) == OPCOMMS_OK
+                     ? p->store->c->hold(p->store, need) : OPCOMMS_E_NOMEM;
+        }
+        if (rc == OPCOMMS_OK) return opc__pub_deal_done(p, d, position);
+        if (rc == OPCOMMS_E_AGAIN) {
+            (void)opc__pub_flush(p);
+            rc = OPCOMMS_OK;
+        }
+    }
+    return rc;
+}
+
+#define OPC__PUB_ORDERS 64u
+
+OPCOMMS_API opcomms_err opcomms_commit(opcomms_peer *peer, opcomms_message *const *messages,
+                                       size_t messages_count, opcomms_outgoing *outgoing,
+                                       size_t outgoing_count, const void *state, size_t state_len,
+                                       opcomms_error *err) {
+    opc__order *orders = NULL;
+    uint64_t position = 0;
+    opc__deal d;
+    opcomms_err rc = OPCOMMS_OK;
+    size_t i;
+    if (peer == NULL || (messages == NULL && messages_count > 0) ||
+        (outgoing == NULL && outgoing_count > 0) || (state == NULL && state_len > 0)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    }
+    if (messages_count > OPC__PUB_BATCH || outgoing_count > OPC__PUB_ORDERS ||
+        state_len > OPC__STATE_MAX) {
+        return opc__err_set(err, OPCOMMS_E_LIMIT, 0, "too much for one operation");
+    }
+    opc__mutex_lock(&peer->lock);
+    if (outgoing_count > 0) {
+        orders = (opc__order *)opc__mem_array(&peer->mem, outgoing_count, sizeof *orders);
+        if (orders == NULL) rc = opc__err_set(err, OPCOMMS_E_NOMEM, 0, NULL);
+    }
+    for (i = 0; rc == OPCOMMS_OK && i < outgoing_count; i++) {
+        rc = opc__pub_order(peer, &outgoing[i], &orders[i], err);
+    }
+    if (rc == OPCOMMS_OK) {
+        d.messages = messages;
+        d.messages_count = messages_count;
+        d.orders = orders;
+        d.orders_count = outgoing_count;
+        d.state = (const uint8_t *)state;
+        d.state_len = state_len;
+        rc = opc__pub_deal(peer, &d, &position);
+        if (rc != OPCOMMS_OK) (void)opc__err_set(err, rc, 0, NULL);
+    }
+    if (rc == OPCOMMS_OK) {
+        for (i = 0; i < outgoing_count; i++) outgoing[i].number = orders[i].meta.uid;
+        for (i = 0; i < messages_count; i++) opc__pub_drop(messages[i]);
+        peer->unflushed++;
+        rc = position > 0 ? opc__pub_wait_stored(peer, position) : OPCOMMS_OK;
+        if (rc != OPCOMMS_OK) (void)opc__err_set(err, rc, 0, NULL);
+        opc__node_kick(peer);
+    }
+    for (i = 0; orders != NULL && i < outgoing_count; i++) opc__pub_unplace(peer, &orders[i]);
+    if (orders != NULL) opc__mem_free(&peer->mem, orders, outgoing_count * sizeof *orders);
+    opc__node_unlock(peer);
+    return rc;
+}
+
+OPCOMMS_API opcomms_err opcomms_get_state(opcomms_peer *peer, void *buf, size_t cap, size_t *len) {
+    opcomms_err rc = OPCOMMS_OK;
+    if (peer == NULL || len == NULL || (buf == NULL && cap > 0)) return OPCOMMS_E_INVAL;
+    opc__mutex_lock(&peer->lock);
+    if (!peer->state_there) {
+        rc = OPCOMMS_E_EMPTY;
+    } else {
+        *len = peer->state_len;
+        if (peer->state_len > cap) {
+            rc = OPCOMMS_E_BUFFER;
+        } else if (peer->state_len > 0) {
+            memcpy(buf, peer->state, peer->state_len);
+        }
+    }
+    opc__node_unlock(peer);
+    return rc;
+}
+
+OPCOMMS_API opcomms_err opcomms_accept_rollback(opcomms_peer *peer, const char *hash,
+                                                opcomms_error *err) {
+    uint8_t key[32], note[OPC__NOTE_MAX];
+    uint64_t position = 0;
+    opcomms_err rc;
+    size_t n = 0;
+    if (peer == NULL || hash == NULL || !opc__str_hash_parse(hash, strlen(hash), key)) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the hash is 64 lower-case hex digits");
+    }
+    opc__mutex_lock(&peer->lock);
+    rc = opc__pub_local(peer);
+    if (rc == OPCOMMS_OK) rc = opc__pub_room(peer);
+    if (rc == OPCOMMS_OK) rc = opc__numbers_accept(&peer->numbers, key);
+    if (rc == OPCOMMS_OK) {
+        n = opc__numbers_peer_note(&peer->numbers, key, note);
+        rc = peer->store->c->note(peer->store, OPC__NOTE_PEER, note, n, &position);
+        peer->unflushed++;
+        if (rc == OPCOMMS_OK) rc = opc__pub_wait_stored(peer, position);
+        opc__peer_wake(peer, key);
+        opc__node_kick(peer);
+    }
+    opc__node_unlock(peer);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
+}
+
 /* ---- about the peer ---- */
 
 OPCOMMS_API opcomms_err opcomms_get_pubk_hash(const opcomms_peer *peer, char hash[65]) {
@@ -18150,12 +21280,18 @@ OPCOMMS_API opcomms_err opcomms_get_address(const opcomms_peer *peer, char *out,
 
 OPCOMMS_API opcomms_err opcomms_get_stats(opcomms_peer *peer, opcomms_stats *stats) {
     opcomms_stats now;
-    uint32_t size;
+    uint32_t size, i;
     if (peer == NULL || stats == NULL || stats->size < 8) return OPCOMMS_E_INVAL;
     opc__mutex_lock(&peer->lock);
     now = peer->stats;
     now.connections = peer->slots_count + peer->links_count;
     now.unread = peer->mailbox.count;
+    now.queued = peer->outbox.queued;
+    now.queued_bytes = peer->outbox.bytes;
+    now.dead_letters = peer->outbox.dead;
+    for (i = 0; i < peer->slots_count; i++) {
+        if (peer->slots[i]->flow != NULL) now.native_connections++;
+    }
     now.memory_bytes = peer->mem.used;
     if (peer->store != NULL) now.log_bytes = peer->store->c->bytes(peer->store);
     opc__node_unlock(peer);
