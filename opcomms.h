@@ -11531,9 +11531,10 @@ OPC__FN int opc__rates_take(opc__rates *r, const uint8_t hash[32], uint32_t *hin
 
    Notes, integers big-endian, all of them written anew by compaction.
    SEEN, what has come of one stream; counts beside the messages that are in the log themselves:
-       0  sender 32        34  kind of stream 1, zero 1               40  epoch counter 8, random 8
-      32  from_id 1        36  dest length 2 (0: our own identity,    56  highest number 8
-      33  dest_id 1            else 1 to 1 024), zero 2               64  DIRECT: bitmap 128; then dest
+       0  sender 32        34  kind of stream 1, zero 1              40  epoch: counter 8, random 8
+      32  from_id 1        36  dest length 2 (0: our own identity,   56  highest number 8
+      33  dest_id 1            else 1 to 1 024), zero 2              64  DIRECT: bitmap 128
+          then dest
           Bit b (value 1 << b) of byte k of the bitmap: the number which is 8 * k + b below the
           highest one has come.
    PEER, all that is known of one peer; replaces the one before:
@@ -12360,8 +12361,8 @@ OPC__FN opcomms_err opc__numbers_recover_opened(opc__numbers *n, const uint8_t *
     return OPCOMMS_OK;
 }
 
-/* A note of the log, in its order. OPCOMMS_E_LOG_DAMAGED: it is none of those described above. Other
-   types are not ours. */
+/* A note of the log, in its order. OPCOMMS_E_LOG_DAMAGED: it is not as described above. Other types
+   are not ours. */
 OPC__FN opcomms_err opc__numbers_recover_note(opc__numbers *n, unsigned type, const uint8_t *body,
                                               size_t len) {
     if (type == OPC__NOTE_SEEN) return opc__numbers_recover_stream(n, body, len);
