@@ -11968,20 +11968,14 @@ OPC__FN int opc__numbers_uncertain(const opc__numbers *n, uint32_t i, const opc_
 }
 
 /* Forgets the numbers of a peer's log; streams without users are gone then. */
-OPC__FN void opc__numbers_forget(opc__numbers *n, const uint8_t key[32]) {
+OPC__FN void opc__numbers_forget(opc__numbers *n, const uint8_t key[32], uint64_t uncertain_to) {
     uint32_t i;
     for (i = 0; i < n->streams_top; i++) {
         opc__numbers_stream *s = &n->streams[i];
         if (s->kind == 0 || s->random != 0 || memcmp(s->sender, key, 32) != 0) continue;
         s->number = 0;
+        s->uncertain_to = uncertain_to;
         if (s->users == 0) opc__numbers_remove(n, i);
-    }
-}
-OPC__FN void opc__numbers_doubt(opc__numbers *n, const uint8_t key[32], uint64_t uncertain_to) {
-    uint32_t i;
-    for (i = 0; i < n->streams_top; i++) {
-        opc__numbers_stream *s = &n->streams[i];
-        if (s->kind != 0 && memcmp(s->sender, key, 32) == 0) s->uncertain_to = uncertain_to;
     }
 }
 
@@ -12146,8 +12140,7 @@ OPC__FN opcomms_err opc__numbers_accept(opc__numbers *n, const uint8_t key[32]) 
     opc__mem_free(n->mem, p->list, p->count * sizeof *p->list);
     p->list = NULL;
     p->count = 0;
-    opc__numbers_forget(n, key);
-    opc__numbers_doubt(n, key, p->uncertain_to);
+    opc__numbers_forget(n, key, p->uncertain_to);
     return OPCOMMS_OK;
 }
 
@@ -12245,7 +12238,7 @@ OPC__FN opcomms_err opc__numbers_recover_seen(opc__numbers *n, const opc__msg_me
         return OPCOMMS_E_LOG_DAMAGED;
     }
     if (m->uid > n->uid) n->uid = m->uid;
-    if (m->epoch.counter != 0 && peer != OPC__NUMBERS_NONE && m->uid <= n->peers[peer].forgotten) {
+    if (peer != OPC__NUMBERS_NONE && m->uid <= n->peers[peer].forgotten) {
         return OPCOMMS_OK; /* behind its note, because compaction has copied it */
     }
     memcpy(k.sender, m->from, 32);
@@ -12329,15 +12322,11 @@ OPC__FN opcomms_err opc__numbers_recover_peer(opc__numbers *n, const uint8_t *p,
     peer->list = list;
     peer->count = count;
     forgotten = opc__buf_be64(p + 32);
-    if (forgotten > peer->forgotten) opc__numbers_forget(n, p);
-    if (forgotten > n->uid) n->uid = forgotten;
+    peer->uncertain_to = opc__buf_be64(p + 40);
+    if (forgotten > peer->forgotten) opc__numbers_forget(n, p, peer->uncertain_to);
     peer->forgotten = forgotten;
     opc__native_get_epoch(p + 48, &peer->excused);
     opc__native_get_epoch(p + 64, &peer->blamed);
-    if (peer->uncertain_to != opc__buf_be64(p + 40)) {
-        peer->uncertain_to = opc__buf_be64(p + 40);
-        opc__numbers_doubt(n, p, peer->uncertain_to);
-    }
     return OPCOMMS_OK;
 }
 

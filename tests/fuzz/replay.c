@@ -2,6 +2,7 @@
 #define FUZZ_REPLAY
 #include "fuzz_frame.c"
 #include "fuzz_native.c"
+#include "fuzz_numbers.c"
 #include "fuzz_json.c"
 #include "fuzz_array.c"
 #include "fuzz_request.c"
@@ -27,7 +28,7 @@ static const struct {
                {"key", fuzz_key},           {"cert", fuzz_cert},   {"id", fuzz_id},
                {"allow", fuzz_allow},       {"route", fuzz_route}, {"log", fuzz_log},
                {"tls", fuzz_tls},           {"conn", fuzz_conn},   {"settings", fuzz_settings},
-               {"native", fuzz_native}};
+               {"native", fuzz_native}, {"numbers", fuzz_numbers}};
 
 static int replay(void (*run)(const uint8_t *data, size_t size), const char *path) {
     static uint8_t buf[1 << 20];

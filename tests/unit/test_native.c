@@ -410,15 +410,24 @@ TEST(codes_of_all_versions_come_through) {
 TEST(hello_comes_first_and_once) {
     static const char *const other[] = {"open",  "state", "data", "chunk", "ack", "refuse",
                                         "close", "ping",  "pong", "bye",   "unknown"};
+    static opc__native_in in;
     static bytes b;
     static view v;
-    size_t i;
+    opc__native_event e;
+    size_t i, used = 0;
     for (i = 0; i < sizeof other / sizeof other[0]; i++) {
         golden(other[i], &b);
         CHECK_EQ(read_cut(&b, b.n, 1, 1, &v), OPCOMMS_E_PROTOCOL);
     }
     golden("hello", &b);
     CHECK_EQ(read_cut(&b, b.n, 1, 0, &v), OPCOMMS_E_PROTOCOL);
+    opc__native_begin(&in, OPC__NATIVE_CHUNK_MAX);
+    CHECK_EQ(opc__native_next(&in, b.p, b.n, &used, &e), OPCOMMS_OK);
+    golden("ping", &b);
+    CHECK_EQ(opc__native_next(&in, b.p, b.n, &used, &e), OPCOMMS_OK);
+    CHECK_EQ(e.type, OPC__NATIVE_PING);
+    golden("hello", &b);
+    CHECK_EQ(opc__native_next(&in, b.p, b.n, &used, &e), OPCOMMS_E_PROTOCOL);
 }
 
 TEST(the_largest_hello_passes_and_no_larger_one) {

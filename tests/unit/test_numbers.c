@@ -248,7 +248,11 @@ TEST(only_volatile_streams_without_users_make_room_the_longest_unused_first) {
     opc__numbers_close(n, a);
     (void)opened(n, stream(peer_a, OPC__STREAM_QUEUE, 0, ep(0, 2))); /* b is used again, */
     opc__numbers_close(n, b);                                        /* a is the oldest now */
+    CHECK_EQ(opened(n, stream(peer_a, OPC__STREAM_QUEUE, 0, ep(0, 2))), b);
     CHECK_EQ(opened(n, k), a);
+    k.epoch.random = 5; /* b was idle, and is in use */
+    CHECK_EQ(opc__numbers_open(n, &k, &x), OPCOMMS_E_LIMIT);
+    opc__numbers_close(n, b);
     CHECK_EQ(check(n, b, ep(0, 2), 2), OPC__NUMBERS_DUPLICATE);
     CHECK_EQ(check(n, c, ep(0, 3), 3), OPC__NUMBERS_DUPLICATE);
     k = stream(peer_a, OPC__STREAM_QUEUE, 0, ep(2, 2)); /* the stream of the log is there */
@@ -788,18 +792,36 @@ TEST(volatile_streams_are_recovered_too_the_newest_of_them) {
     opc__msg_meta m;
     uint64_t k;
     for (k = 1; k <= 10; k++) {
-        m = message(peer_a, OPC__STREAM_QUEUE, ep(0, k), 100 + k, k);
+        m = message(peer_a, OPC__STREAM_QUEUE, ep(0, k + 1), 100 + k, k);
         CHECK_EQ(opc__numbers_recover_seen(n, &m), OPCOMMS_OK);
-        m = message(peer_a, OPC__STREAM_QUEUE, ep(0, 1), 100 + k, k); /* 1 goes on */
+        m = message(peer_a, OPC__STREAM_DIRECT, ep(0, 1), 100 + k, k); /* this one goes on */
         CHECK_EQ(opc__numbers_recover_seen(n, &m), OPCOMMS_OK);
     }
     CHECK_EQ(n->streams_count, 3);
-    CHECK_EQ(check(n, opened(n, stream(peer_a, 1, 0, ep(0, 1))), ep(0, 1), 110),
+    for (k = 1; k <= 10; k++) {
+        CHECK_EQ(check(n, opened(n, stream(peer_a, 2, 0, ep(0, 1))), ep(0, 1), 100 + k),
+                 OPC__NUMBERS_DUPLICATE);
+    }
+    CHECK_EQ(check(n, opened(n, stream(peer_a, 1, 0, ep(0, 10))), ep(0, 10), 109),
              OPC__NUMBERS_DUPLICATE);
-    CHECK_EQ(check(n, opened(n, stream(peer_a, 1, 0, ep(0, 9))), ep(0, 9), 109),
+    CHECK_EQ(check(n, opened(n, stream(peer_a, 1, 0, ep(0, 11))), ep(0, 11), 110),
              OPC__NUMBERS_DUPLICATE);
-    CHECK_EQ(check(n, opened(n, stream(peer_a, 1, 0, ep(0, 10))), ep(0, 10), 110),
-             OPC__NUMBERS_DUPLICATE);
+    gone(n);
+}
+
+TEST(accepting_forgets_what_was_recovered_too) {
+    opc__numbers *n = fresh(8, 100);
+    opc__msg_meta m = message(peer_a, OPC__STREAM_QUEUE, ep(5, 55), 7, 50);
+    uint8_t note[OPC__NOTE_MAX];
+    int c;
+    CHECK_EQ(opc__numbers_recover_seen(n, &m), OPCOMMS_OK);
+    CHECK_EQ(judge(n, peer_a, hello(ep(5, 55), none, 0, none, none), &c), 0);
+    CHECK_EQ(judge(n, peer_a, hello(ep(5, 56), none, 0, none, none), &c), OPC__NUMBERS_THEIRS);
+    CHECK_EQ(opc__numbers_accept(n, peer_a), OPCOMMS_OK);
+    CHECK_EQ(opc__numbers_peer_note(n, peer_a, note), 88);
+    CHECK_EQ(opc__buf_be64(note + 32), 50);
+    CHECK_EQ(opc__buf_be64(note + 40), 5);
+    CHECK_EQ(n->streams_count, 0);
     gone(n);
 }
 
@@ -858,6 +880,7 @@ int main(void) {
     RUN(malformed_bitmaps_numbers_and_openings_are_damage);
     RUN(messages_in_the_log_count_as_taken);
     RUN(volatile_streams_are_recovered_too_the_newest_of_them);
+    RUN(accepting_forgets_what_was_recovered_too);
     RUN(what_was_forgotten_stays_forgotten_when_compaction_copies_it);
     return test_end();
 }
