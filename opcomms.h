@@ -15128,6 +15128,11 @@ OPC__FN int opc__node_inside(const opcomms_peer *p) {
 
 OPC__FN uint64_t opc__node_now(const opcomms_peer *p) { return p->plat->now_us(p->plat->user); }
 
+/* How long ago something was: what another thread has done may be later than this step began. */
+OPC__FN uint64_t opc__node_since(uint64_t now_us, uint64_t then_us) {
+    return now_us > then_us ? now_us - then_us : 0;
+}
+
 /* A number for a request's trace: spread over 64 bits from a random start, never zero. */
 OPC__FN uint64_t opc__node_span(opcomms_peer *p) {
     uint64_t z = p->spans += 0x9e3779b97f4a7c15u;
@@ -15428,20 +15433,21 @@ OPC__FN opcomms_err opc__peer_judge(opcomms_peer *p, const uint8_t peer[32], con
     uint64_t position = 0;
     int changed = 0, whose = 0;
     opcomms_err rc = opc__numbers_judge(&p->numbers, peer, h, &changed, &whose);
+    if (changed) { /* also when it stops: why is to be remembered */
+        size_t n = opc__numbers_peer_note(&p->numbers, peer, note);
+        opcomms_err noted = p->store->c->note(p->store, OPC__NOTE_PEER, note, n, &position);
+        if (noted == OPCOMMS_OK) p->unflushed++;
+        if (rc == OPCOMMS_OK) rc = noted;
+    }
     if (rc == OPCOMMS_E_ROLLBACK) {
         char text[65];
         opc__str_hash_write(peer, text);
         p->stats.rollbacks++;
         opc__node_say(p, OPCOMMS_LOG_ERROR,
-                      whose == OPC__NUMBERS_OURS ? "our own log went back, says "
+                      (whose & OPC__NUMBERS_OURS) ? "our own log went back, says "
                                                  : "an older log came back: that of ", text);
         opc__peer_event(p, 0, OPCOMMS_STATE_ROLLBACK, rc, peer);
         return rc;
-    }
-    if (rc == OPCOMMS_OK && changed) {
-        size_t n = opc__numbers_peer_note(&p->numbers, peer, note);
-        rc = p->store->c->note(p->store, OPC__NOTE_PEER, note, n, &position);
-        if (rc == OPCOMMS_OK) p->unflushed++;
     }
     return rc;
 }
@@ -16604,12 +16610,14 @@ OPC__FN opcomms_err opc__flow_watch(opc__flow *f, opc__conn *c, uint64_t now_us)
         return OPCOMMS_OK;
     }
     if (f->await_us == 0) f->await_us = now_us;
-    if (f->await_us - f->heard_us >= OPC__LINK_CHECK_US && most > OPC__LINK_CHECK_WAIT_US) {
+    if (opc__node_since(f->await_us, f->heard_us) >= OPC__LINK_CHECK_US && most > OPC__LINK_CHECK_WAIT_US) {
         most = OPC__LINK_CHECK_WAIT_US; /* silent for long before that already */
     }
-    if (!f->pinged && f->hello_got && now_us - f->await_us >= most / 2u) f->ping = 1;
+    if (!f->pinged && f->hello_got && opc__node_since(now_us, f->await_us) >= most / 2u) {
+        f->ping = 1;
+    }
     f->await_until_us = f->await_us + (f->pinged || f->ping ? most : most / 2u);
-    return now_us - f->await_us >= most ? OPCOMMS_E_TIMEOUT : OPCOMMS_OK;
+    return opc__node_since(now_us, f->await_us) >= most ? OPCOMMS_E_TIMEOUT : OPCOMMS_OK;
 }
 
 /* Answers are owed, or threads wait for them: a stop lets that finish. */
@@ -17381,9 +17389,9 @@ OPC__FN int opc__node_slot_reap(opcomms_peer *p, uint32_t i, uint64_t now_us) {
         opc__node_slot_close(p, i);
         return 1;
     }
-    if (!s->admitted && now_us - s->since_us > handshake_us) opc__conn_kill(c, OPCOMMS_E_TIMEOUT);
-    if (s->admitted && now_us - s->active_us > idle_us) opc__conn_end(c);
-    if (s->admitted && now_us - s->active_us > idle_us + handshake_us) {
+    if (!s->admitted && opc__node_since(now_us, s->since_us) > handshake_us) opc__conn_kill(c, OPCOMMS_E_TIMEOUT);
+    if (s->admitted && opc__node_since(now_us, s->active_us) > idle_us) opc__conn_end(c);
+    if (s->admitted && opc__node_since(now_us, s->active_us) > idle_us + handshake_us) {
         opc__conn_kill(c, OPCOMMS_E_TIMEOUT);
     }
     if (c->state == OPC__CONN_ENDING && !opc__node_unsent(c)) {
