@@ -907,7 +907,7 @@ OPCOMMS_API opcomms_err opcomms_enqueue(opcomms_peer *peer, const opcomms_identi
 #define OPCOMMS_STATE_DEAD 6u      /* a dead letter */
 #define OPCOMMS_STATE_CANCELLED 7u /* as an event */
 #define OPCOMMS_STATE_MISSED 8u    /* as an event: so many events were lost, in `number` */
-#define OPCOMMS_STATE_ROLLBACK 9u  /* as an event: all with `to` stops, see opcomms_accept_rollback */
+#define OPCOMMS_STATE_ROLLBACK 9u  /* as an event: all with `to` stops: opcomms_accept_rollback */
 #define OPCOMMS_STATE_LOG 10u      /* as an event: the log is filling up, `number` per cent of it */
 
 /* A message of the outbox, or a dead letter. */
@@ -9542,8 +9542,8 @@ OPC__FN opcomms_err opc__look_entry(opc__look *k, size_t i, opcomms_log_entry *e
                  epoch up to here; 0: none), credit messages 8, credit bytes 8 (since OPEN: how much
                  may be sent in all).
        4 DATA    flags: bit 0 MORE, bit 1 TEXT, bit 3 UNCERTAIN (it was tried by tarpc as well: the
-                 receiver may have it from there). number 8 (from 1), with MORE the bytes of the whole
-                 message 8, then payload: with MORE at least 1 byte, and less than the whole.
+                 receiver may have it from there). number 8 (from 1), with MORE the bytes of the
+                 whole message 8, then payload: with MORE at least 1 byte, and less than the whole.
        5 CHUNK   flags: bit 0 MORE, bit 2 ABORT (given up: drop what came). At least 1 byte of
                  payload, with ABORT none and no MORE.
        6 ACK     flags: level 1 received, 2 durable, 3 consumed. number 8 (all up to it; 0: none),
@@ -14854,16 +14854,136 @@ OPC__FN uint32_t opc__outbox_progress(opc__outbox *o, uint32_t d, int *state) {
 
 /* >>peer ==== L3 ==== what a peer is made of; its log lines; when its store writes and syncs */
 
-#define OPC__NODE_ROUNDS 8u         /* rounds of socket work for one connection in one step */
-#define OPC__NODE_ACCEPTS 16u       /* connections accepted in one step */
-#define OPC__NODE_LINGER_US 500000u /* how long a closed connection waits for the peer's end */
-#define OPC__NODE_STOP_US 2000000u  /* how long a stop waits for work under way */
-#define OPC__NODE_MESSAGES 64u      /* handles of messages handed out, made at once */
-#define OPC__NODE_BLOCKS 256u       /* and so many times at most */
-#define OPC__NODE_LOG_LINES 8u
+#define OPC__PEER_ROUNDS 8u         /* rounds of socket work for one connection in one step */
+#define OPC__PEER_ACCEPTS 16u       /* connections accepted in one step */
+#define OPC__PEER_LINGER_US 500000u /* how long a closed connection waits for the peer's end */
+#define OPC__PEER_STOP_US 2000000u  /* how long a stop waits for work under way */
+#define OPC__PEER_MESSAGES 64u      /* handles of messages handed out, made at once */
+#define OPC__PEER_BLOCKS 256u       /* and so many times at most */
+#define OPC__PEER_LOG_LINES 8u
 #define OPC__LINK_CHECK_US 30000000u /* silence before which a kept connection is not asked first */
 #define OPC__LINK_CHECK_WAIT_US 2000000u /* and how long it may take to say that it lives */
 #define OPC__LINK_SILENT_US 2000000u /* after which a call that gives up ends the connection */
+
+/* A queued message on its way by tarpc. */
+typedef struct opc__mail {
+    int busy;
+    uint32_t dest;
+    uint32_t entry;
+    uint64_t uid;
+    opc__call call;
+} opc__mail;
+
+/* A native conversation, see >>flow. */
+#define OPC__FLOW_CHANNELS 256u /* of each side, at most */
+#define OPC__FLOW_REFUSALS 16u  /* owed at once; reading stops when all are taken */
+#define OPC__FLOW_RECORD 4096u  /* bytes that fit an empty TLS record of ours */
+#define OPC__FLOW_CHUNK 16384u  /* most payload in one frame that we take */
+
+/* Everything up to `number` is durable once `position` is visible. */
+typedef struct opc__mark {
+    uint64_t number;
+    uint64_t position;
+} opc__mark;
+
+/* A channel that the peer has opened. */
+typedef struct opc__flow_in {
+    int used;
+    int open; /* DATA is taken; otherwise dropped */
+    uint8_t stream;
+    uint8_t from_id;
+    uint8_t dest_id;
+    uint8_t wants;
+    int tell; /* STATE is owed */
+    int32_t code;
+    uint32_t numbers; /* its stream, see >>numbers */
+    int counted;      /* which it holds */
+    uint32_t box;
+    uint8_t *dest;
+    uint32_t dest_len;
+    opc__epoch epoch;
+    uint64_t routes; /* generation of the routing table that let it pass */
+    uint64_t last;   /* number of the last DATA */
+    uint64_t received, durable, consumed; /* as told */
+    opc__mark sealed; /* goes with the flush under way */
+    opc__mark fresh;  /* goes with the next one */
+    uint64_t messages, bytes; /* taken since OPEN */
+    uint64_t credit_messages, credit_bytes;
+    uint64_t consumed_seen; /* opcomms_peer.consumptions when `consumed` was looked up */
+    /* the message under way, in chunks */
+    int put_open;
+    int dropping; /* it is a duplicate or refused: the rest is only counted */
+    uint32_t put;
+    uint8_t flags; /* of its DATA */
+    uint64_t number;
+    uint64_t total;
+    uint64_t got;
+} opc__flow_in;
+
+enum { OPC__FLOW_FREE = 0, OPC__FLOW_OPENING, OPC__FLOW_ASKED, OPC__FLOW_OPEN, OPC__FLOW_CLOSING };
+
+/* A channel of ours. */
+typedef struct opc__flow_out {
+    int state;
+    uint8_t stream;
+    uint8_t from_id;
+    uint8_t dest_id;
+    uint8_t wants;
+    uint32_t dest;  /* QUEUE: of the outbox */
+    char text[65];  /* DIRECT: the destination */
+    opc__epoch epoch;
+    uint64_t messages, bytes; /* sent since OPEN */
+    uint64_t credit_messages, credit_bytes;
+    uint64_t last;      /* number of the last message begun */
+    uint64_t settled;   /* acknowledged as durable */
+    uint64_t seen;      /* what the peer had of this stream when it opened the channel */
+    /* the message under way, in chunks */
+    int under_way;
+    int abort;         /* half of it is out and nobody wants the rest: that is to be told */
+    uint32_t entry;    /* QUEUE */
+    opc__call *call;   /* DIRECT */
+    uint64_t number;
+    uint64_t total;
+    uint64_t sent;
+} opc__flow_out;
+
+typedef struct opc__refusal {
+    uint32_t channel;
+    int32_t code;
+    uint64_t number;
+} opc__refusal;
+
+typedef struct opc__flow {
+    struct opcomms_peer *peer;
+    struct opc__slot *slot;
+    int hello_sent;
+    int hello_got;
+    int greeted; /* and whoever waited for that knows */
+    int32_t bye; /* the reason to end, told before */
+    int bye_told;
+    int serves;  /* the peer takes OPEN */
+    uint32_t chunk;
+    uint64_t message_max;
+    opc__flow_in *in;
+    uint32_t in_cap;
+    opc__flow_out *out;
+    uint32_t out_cap;
+    uint32_t turn;
+    opc__refusal refusals[OPC__FLOW_REFUSALS];
+    uint32_t refusals_count;
+    int pong;
+    uint8_t pong_bytes[8];
+    opc__call *calls;   /* to be sent, ascending by number */
+    opc__call *waiting; /* sent */
+    opc__flow_in *receiving; /* whose payload is coming in, or NULL: dropped */
+    uint64_t heard_seen;
+    uint64_t heard_us;       /* when the peer was heard last */
+    uint64_t await_us;       /* since when we wait for something; 0: we do not */
+    uint64_t await_until_us; /* when to look again */
+    int ping;                /* one is to be sent */
+    int pinged;
+    opc__native_in input;
+} opc__flow;
 
 /* A connection that the step works on: an accepted one, or one of ours. */
 typedef struct opc__slot {
@@ -14874,8 +14994,8 @@ typedef struct opc__slot {
     uint8_t hash[32];  /* client */
     int os_code;       /* client: of a failed connect */
     int over;               /* whoever waited for it has learned that it is */
-    struct opc__flow *flow; /* once the native protocol is agreed on */
-    struct opc__mail *mail; /* client, tarpc: for messages of the outbox, one at a time */
+    opc__flow *flow; /* once the native protocol is agreed on */
+    opc__mail *mail;   /* client, tarpc: for messages of the outbox, one at a time */
     uint64_t since_us;
     uint64_t active_us;
     uint64_t activity_seen;
@@ -14886,15 +15006,6 @@ typedef struct opc__slot {
     struct opcomms_peer *peer;
     opc__conn conn;
 } opc__slot;
-
-/* A queued message on its way by tarpc. */
-typedef struct opc__mail {
-    int busy;
-    uint32_t dest;
-    uint32_t entry;
-    uint64_t uid;
-    opc__call call;
-} opc__mail;
 
 /* A caller that waits while another one does the socket work. */
 typedef struct opc__sleeper {
@@ -14952,10 +15063,10 @@ struct opcomms_message {
     opcomms_message *next_free;
 };
 
-typedef struct opc__node_line {
+typedef struct opc__peer_line {
     int level;
     char text[160];
-} opc__node_line;
+} opc__peer_line;
 
 struct opcomms_peer {
     opc__mem mem;
@@ -15003,10 +15114,10 @@ struct opcomms_peer {
     int os_code;
     uint32_t waiters;
     int pumping;
-    opcomms_message **messages; /* blocks of OPC__NODE_MESSAGES */
+    opcomms_message **messages; /* blocks of OPC__PEER_MESSAGES */
     uint32_t messages_blocks;
     opcomms_message *messages_free;
-    opc__node_line lines[OPC__NODE_LOG_LINES];
+    opc__peer_line lines[OPC__PEER_LOG_LINES];
     uint32_t lines_count;
     opcomms_pollfd *fds;
     opc__slot **fds_slot;
@@ -15044,10 +15155,10 @@ struct opcomms_peer {
     int in_callback;
 };
 
-OPC__FN void opc__node_say(opcomms_peer *p, int level, const char *text, const char *more) {
+OPC__FN void opc__peer_say(opcomms_peer *p, int level, const char *text, const char *more) {
     opc__text t;
-    opc__node_line *line;
-    if (p->cfg.log == NULL || p->lines_count >= OPC__NODE_LOG_LINES) return;
+    opc__peer_line *line;
+    if (p->cfg.log == NULL || p->lines_count >= OPC__PEER_LOG_LINES) return;
     line = &p->lines[p->lines_count++];
     line->level = level;
     opc__text_init(&t, line->text, sizeof line->text);
@@ -15090,8 +15201,8 @@ OPC__FN int opc__peer_event_take(opcomms_peer *p, opcomms_event *out) {
 }
 
 /* Releases the lock, delivers the log lines that collected under it, and leaves it released. */
-OPC__FN void opc__node_unlock(opcomms_peer *p) {
-    opc__node_line lines[OPC__NODE_LOG_LINES];
+OPC__FN void opc__peer_unlock(opcomms_peer *p) {
+    opc__peer_line lines[OPC__PEER_LOG_LINES];
     opcomms_event event;
     uint32_t i, n = p->lines_count;
     int told = p->cfg.event != NULL && (p->events_count > 0 || p->events_missed > 0);
@@ -15118,7 +15229,7 @@ OPC__FN void opc__node_unlock(opcomms_peer *p) {
 }
 
 /* Is the caller inside a callback of this peer? Called with the lock held. */
-OPC__FN int opc__node_inside(const opcomms_peer *p) {
+OPC__FN int opc__peer_inside(const opcomms_peer *p) {
 #if !defined(OPCOMMS_NO_THREADS)
     return p->in_callback && opc__thread_is_self(p->callback_thread);
 #else
@@ -15126,15 +15237,15 @@ OPC__FN int opc__node_inside(const opcomms_peer *p) {
 #endif
 }
 
-OPC__FN uint64_t opc__node_now(const opcomms_peer *p) { return p->plat->now_us(p->plat->user); }
+OPC__FN uint64_t opc__peer_now(const opcomms_peer *p) { return p->plat->now_us(p->plat->user); }
 
 /* How long ago something was: what another thread has done may be later than this step began. */
-OPC__FN uint64_t opc__node_since(uint64_t now_us, uint64_t then_us) {
+OPC__FN uint64_t opc__peer_since(uint64_t now_us, uint64_t then_us) {
     return now_us > then_us ? now_us - then_us : 0;
 }
 
 /* A number for a request's trace: spread over 64 bits from a random start, never zero. */
-OPC__FN uint64_t opc__node_span(opcomms_peer *p) {
+OPC__FN uint64_t opc__peer_span(opcomms_peer *p) {
     uint64_t z = p->spans += 0x9e3779b97f4a7c15u;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
@@ -15143,29 +15254,29 @@ OPC__FN uint64_t opc__node_span(opcomms_peer *p) {
 }
 
 /* Takes no lock: it is called from lists, under theirs, and from any thread. */
-OPC__FN void opc__node_wake(void *user) {
+OPC__FN void opc__peer_wake(void *user) {
     opcomms_peer *p = (opcomms_peer *)user;
     p->plat->wake_signal(p->plat->user, p->wake);
 }
 
 /* Wakes the background thread if it sleeps, once. With the lock. */
-OPC__FN void opc__node_kick(opcomms_peer *p) {
+OPC__FN void opc__peer_kick(opcomms_peer *p) {
     p->more = 1;
     if (!p->sleeping || p->kicked) return;
     p->kicked = 1;
-    opc__node_wake(p);
+    opc__peer_wake(p);
 }
 
-OPC__FN void opc__node_failed(opcomms_peer *p, opcomms_err rc) {
+OPC__FN void opc__peer_failed(opcomms_peer *p, opcomms_err rc) {
     if (p->failed != OPCOMMS_OK || rc == OPCOMMS_OK) return;
     p->failed = rc;
-    opc__node_say(p, OPCOMMS_LOG_ERROR, "storage failed: ", opc__err_text(rc));
+    opc__peer_say(p, OPCOMMS_LOG_ERROR, "storage failed: ", opc__err_text(rc));
 }
 
 /* ---- store ---- */
 
 /* Recomputes up to where messages and answers are visible; wakes who waits for them. */
-OPC__FN void opc__node_visible(opcomms_peer *p) {
+OPC__FN void opc__peer_visible(opcomms_peer *p) {
     uint64_t v = p->cfg.durability == OPCOMMS_DURABLE_ALWAYS ? p->store->c->durable(p->store)
                                                              : p->store->c->written(p->store);
     if (v == p->visible) return;
@@ -15176,7 +15287,7 @@ OPC__FN void opc__node_visible(opcomms_peer *p) {
 }
 
 /* One flush that has begun, in this thread, with the lock open while the disk works. */
-OPC__FN void opc__node_flush_here(opcomms_peer *p) {
+OPC__FN void opc__peer_flush_here(opcomms_peer *p) {
     opcomms_err rc;
     p->flushing = 1;
     opc__mutex_unlock(&p->lock);
@@ -15185,30 +15296,30 @@ OPC__FN void opc__node_flush_here(opcomms_peer *p) {
     rc = p->store->c->flush_end(p->store, rc);
     p->flushing = 0;
     p->stats.syncs++;
-    opc__node_failed(p, rc);
-    opc__node_visible(p);
+    opc__peer_failed(p, rc);
+    opc__peer_visible(p);
     opc__cond_all(&p->changed);
 }
 
-OPC__FN void opc__node_flush_inline(opcomms_peer *p) {
+OPC__FN void opc__peer_flush_inline(opcomms_peer *p) {
     opcomms_err rc;
     p->sealing = p->store->c->end(p->store);
     rc = p->store->c->flush_begin(p->store);
     if (rc == OPCOMMS_E_AGAIN) return;
     if (rc != OPCOMMS_OK) {
-        opc__node_failed(p, rc);
+        opc__peer_failed(p, rc);
         return;
     }
     p->unflushed = 0;
-    opc__node_flush_here(p);
+    opc__peer_flush_here(p);
 }
 
 /* Space is prepared when a step has nothing else for the disk. */
-OPC__FN void opc__node_ahead(opcomms_peer *p) {
+OPC__FN void opc__peer_ahead(opcomms_peer *p) {
     if (p->failed != OPCOMMS_OK || p->flushing || p->more || p->stopping) return;
     if (p->store->c->ahead_begin(p->store) != OPCOMMS_OK) return;
     if (p->flush_async == NULL) {
-        opc__node_flush_here(p);
+        opc__peer_flush_here(p);
     } else {
         p->flushing = 1;
         p->flush_async(p);
@@ -15216,15 +15327,15 @@ OPC__FN void opc__node_ahead(opcomms_peer *p) {
 }
 
 /* Writes or syncs what the durability asks for now. */
-OPC__FN void opc__node_flush(opcomms_peer *p, uint64_t now_us) {
+OPC__FN void opc__peer_flush(opcomms_peer *p, uint64_t now_us) {
     int due = p->cfg.durability == OPCOMMS_DURABLE_ALWAYS;
     opcomms_err rc;
     if (p->failed != OPCOMMS_OK || p->flushing) return;
-    opc__node_visible(p); /* a memory store is durable at once */
+    opc__peer_visible(p); /* a memory store is durable at once */
     if (p->cfg.durability != OPCOMMS_DURABLE_ALWAYS) {
         rc = p->store->c->write(p->store);
-        if (rc != OPCOMMS_OK) opc__node_failed(p, rc);
-        opc__node_visible(p);
+        if (rc != OPCOMMS_OK) opc__peer_failed(p, rc);
+        opc__peer_visible(p);
         due = p->cfg.durability == OPCOMMS_DURABLE_INTERVAL &&
               now_us - p->flushed_us >= (uint64_t)p->cfg.sync_interval_ms * 1000u;
     } else if (p->unflushed == 0 && p->store->c->room(p->store) >= OPC__CONN_ROOM) {
@@ -15232,7 +15343,7 @@ OPC__FN void opc__node_flush(opcomms_peer *p, uint64_t now_us) {
            that the program consumed while the disk was busy are at least written. */
         rc = p->unwritten ? p->store->c->write(p->store) : OPCOMMS_OK;
         p->unwritten = 0;
-        opc__node_failed(p, rc);
+        opc__peer_failed(p, rc);
         return;
     }
     if (!due || p->store->c->durable(p->store) >= p->store->c->end(p->store)) return;
@@ -15245,11 +15356,11 @@ OPC__FN void opc__node_flush(opcomms_peer *p, uint64_t now_us) {
             p->unflushed = 0;
             p->flush_async(p);
         } else if (rc != OPCOMMS_E_AGAIN) {
-            opc__node_failed(p, rc);
+            opc__peer_failed(p, rc);
         }
         return;
     }
-    opc__node_flush_inline(p);
+    opc__peer_flush_inline(p);
 }
 
 /* ---- calls that wait for a native answer ---- */
@@ -15290,7 +15401,7 @@ OPC__FN int opc__peer_kill(opcomms_peer *p, uint32_t i, opcomms_err code) {
     rc = p->store->c->tried(p->store, &t, &position);
     if (rc == OPCOMMS_E_AGAIN) return 0;
     if (rc != OPCOMMS_OK) {
-        opc__node_failed(p, rc);
+        opc__peer_failed(p, rc);
         return 0;
     }
     p->unflushed++;
@@ -15321,7 +15432,7 @@ OPC__FN void opc__peer_progress(opcomms_peer *p, uint32_t d) {
             return;
         }
         if (rc != OPCOMMS_OK) {
-            opc__node_failed(p, rc);
+            opc__peer_failed(p, rc);
             return;
         }
         p->stats.delivered++;
@@ -15362,7 +15473,7 @@ OPC__FN void opc__peer_attempt_failed(opcomms_peer *p, uint32_t d, opcomms_err c
         /* Without room it is not noted: after a crash it was an attempt less. */
         (void)p->store->c->tried(p->store, &t, &position);
     }
-    opc__outbox_failed(&p->outbox, d, code, opc__node_now(p), (uint32_t)opc__node_span(p));
+    opc__outbox_failed(&p->outbox, d, code, opc__peer_now(p), (uint32_t)opc__peer_span(p));
 }
 
 /* The receiver will never take this one. */
@@ -15419,7 +15530,7 @@ OPC__FN void opc__peer_unreached(opcomms_peer *p, const uint8_t server[32],
 }
 
 /* Something has changed about the connections to a server. */
-OPC__FN void opc__peer_wake(opcomms_peer *p, const uint8_t server[32]) {
+OPC__FN void opc__peer_rouse(opcomms_peer *p, const uint8_t server[32]) {
     uint32_t d = opc__outbox_of_server(&p->outbox, server, OPC__ITEMS_NONE);
     for (; d != OPC__ITEMS_NONE; d = opc__outbox_of_server(&p->outbox, server, d)) {
         opc__outbox_wake(&p->outbox, d);
@@ -15443,7 +15554,7 @@ OPC__FN opcomms_err opc__peer_judge(opcomms_peer *p, const uint8_t peer[32], con
         char text[65];
         opc__str_hash_write(peer, text);
         p->stats.rollbacks++;
-        opc__node_say(p, OPCOMMS_LOG_ERROR,
+        opc__peer_say(p, OPCOMMS_LOG_ERROR,
                       (whose & OPC__NUMBERS_OURS) ? "our own log went back, says "
                                                  : "an older log came back: that of ", text);
         opc__peer_event(p, 0, OPCOMMS_STATE_ROLLBACK, rc, peer);
@@ -15454,123 +15565,13 @@ OPC__FN opcomms_err opc__peer_judge(opcomms_peer *p, const uint8_t peer[32], con
 
 /* >>flow ==== L3 ==== a native conversation: channels, windows, acknowledgements */
 
-#define OPC__FLOW_CHANNELS 256u /* of each side, at most */
-#define OPC__FLOW_REFUSALS 16u  /* owed at once; reading stops when all are taken */
-#define OPC__FLOW_RECORD 4096u  /* bytes that fit an empty TLS record of ours */
-#define OPC__FLOW_CHUNK 16384u  /* most payload in one frame that we take */
-
-/* Everything up to `number` is durable once `position` is visible. */
-typedef struct opc__mark {
-    uint64_t number;
-    uint64_t position;
-} opc__mark;
-
-/* A channel that the peer has opened. */
-typedef struct opc__flow_in {
-    int used;
-    int open; /* DATA is taken; otherwise dropped */
-    uint8_t stream;
-    uint8_t from_id;
-    uint8_t dest_id;
-    uint8_t wants;
-    int tell; /* STATE is owed */
-    int32_t code;
-    uint32_t numbers; /* its stream, see >>numbers */
-    int counted;      /* which it holds */
-    uint32_t box;
-    uint8_t *dest;
-    uint32_t dest_len;
-    opc__epoch epoch;
-    uint64_t routes; /* generation of the routing table that let it pass */
-    uint64_t last;   /* number of the last DATA */
-    uint64_t received, durable, consumed; /* as told */
-    opc__mark sealed; /* goes with the flush under way */
-    opc__mark fresh;  /* goes with the next one */
-    uint64_t messages, bytes; /* taken since OPEN */
-    uint64_t credit_messages, credit_bytes;
-    uint64_t consumed_seen; /* opcomms_peer.consumptions when `consumed` was looked up */
-    /* the message under way, in chunks */
-    int put_open;
-    int dropping; /* it is a duplicate or refused: the rest is only counted */
-    uint32_t put;
-    uint8_t flags; /* of its DATA */
-    uint64_t number;
-    uint64_t total;
-    uint64_t got;
-} opc__flow_in;
-
-enum { OPC__OUT_FREE = 0, OPC__OUT_OPENING, OPC__OUT_ASKED, OPC__OUT_OPEN, OPC__OUT_CLOSING };
-
-/* A channel of ours. */
-typedef struct opc__flow_out {
-    int state;
-    uint8_t stream;
-    uint8_t from_id;
-    uint8_t dest_id;
-    uint8_t wants;
-    uint32_t dest;  /* QUEUE: of the outbox */
-    char text[65];  /* DIRECT: the destination */
-    opc__epoch epoch;
-    uint64_t messages, bytes; /* sent since OPEN */
-    uint64_t credit_messages, credit_bytes;
-    uint64_t last;      /* number of the last message begun */
-    uint64_t settled;   /* acknowledged as durable */
-    uint64_t seen;      /* what the peer had of this stream when it opened the channel */
-    /* the message under way, in chunks */
-    int under_way;
-    int abort;         /* half of it is out and nobody wants the rest: that is to be told */
-    uint32_t entry;    /* QUEUE */
-    opc__call *call;   /* DIRECT */
-    uint64_t number;
-    uint64_t total;
-    uint64_t sent;
-} opc__flow_out;
-
-typedef struct opc__refusal {
-    uint32_t channel;
-    int32_t code;
-    uint64_t number;
-} opc__refusal;
-
-typedef struct opc__flow {
-    opcomms_peer *peer;
-    opc__slot *slot;
-    int hello_sent;
-    int hello_got;
-    int greeted; /* and whoever waited for that knows */
-    int32_t bye; /* the reason to end, told before */
-    int bye_told;
-    int serves;  /* the peer takes OPEN */
-    uint32_t chunk;
-    uint64_t message_max;
-    opc__flow_in *in;
-    uint32_t in_cap;
-    opc__flow_out *out;
-    uint32_t out_cap;
-    uint32_t turn;
-    opc__refusal refusals[OPC__FLOW_REFUSALS];
-    uint32_t refusals_count;
-    int pong;
-    uint8_t pong_bytes[8];
-    opc__call *calls;   /* to be sent, ascending by number */
-    opc__call *waiting; /* sent */
-    opc__flow_in *receiving; /* whose payload is coming in, or NULL: dropped */
-    uint64_t heard_seen;
-    uint64_t heard_us;       /* when the peer was heard last */
-    uint64_t await_us;       /* since when we wait for something; 0: we do not */
-    uint64_t await_until_us; /* when to look again */
-    int ping;                /* one is to be sent */
-    int pinged;
-    opc__native_in input;
-} opc__flow;
-
 OPC__FN opc__flow_in *opc__flow_in_at(opc__flow *f, uint32_t channel) {
     return channel > 0 && channel <= f->in_cap && f->in[channel - 1u].used
                ? &f->in[channel - 1u] : NULL;
 }
 
 OPC__FN opc__flow_out *opc__flow_out_at(opc__flow *f, uint32_t channel) {
-    return channel > 0 && channel <= f->out_cap && f->out[channel - 1u].state != OPC__OUT_FREE
+    return channel > 0 && channel <= f->out_cap && f->out[channel - 1u].state != OPC__FLOW_FREE
                ? &f->out[channel - 1u] : NULL;
 }
 
@@ -15594,7 +15595,7 @@ OPC__FN opcomms_err opc__flow_routes(opc__flow *f, opc__flow_in *ch) {
         !opc__route_can(p->routes, (const uint8_t *)from, 64, ch->from_id, ch->dest, ch->dest_len,
                         ch->dest_id)) {
         p->stats.routes_refused++;
-        opc__node_say(p, OPCOMMS_LOG_WARNING, "route refused for ", from);
+        opc__peer_say(p, OPCOMMS_LOG_WARNING, "route refused for ", from);
         return OPCOMMS_E_ROUTE;
     }
     ch->routes = now;
@@ -15800,7 +15801,7 @@ OPC__FN opcomms_err opc__flow_store(opc__flow *f, opc__flow_in *ch, uint64_t num
     if (rc == OPCOMMS_E_AGAIN) return rc;
     if (rc != OPCOMMS_OK) {
         if (rc != OPCOMMS_E_FULL && rc != OPCOMMS_E_LIMIT && rc != OPCOMMS_E_NOMEM) {
-            opc__node_failed(p, rc);
+            opc__peer_failed(p, rc);
         }
         opc__flow_shut(f, ch, rc);
         return OPCOMMS_OK;
@@ -15888,7 +15889,7 @@ OPC__FN opc__flow_out *opc__flow_out_room(opc__flow *f) {
     uint32_t i, cap = f->out_cap == 0 ? 4 : f->out_cap * 2;
     opc__flow_out *grown;
     for (i = 0; i < f->out_cap; i++) {
-        if (f->out[i].state == OPC__OUT_FREE) return &f->out[i];
+        if (f->out[i].state == OPC__FLOW_FREE) return &f->out[i];
     }
     if (cap > OPC__FLOW_CHANNELS) return NULL;
     grown = (opc__flow_out *)opc__mem_array(&f->peer->mem, cap, sizeof *grown);
@@ -15937,9 +15938,9 @@ OPC__FN void opc__flow_answer(opc__flow *f, uint32_t channel, uint64_t number) {
 OPC__FN opcomms_err opc__flow_on_ack(opc__flow *f, const opc__native_event *e) {
     opc__flow_out *ch = opc__flow_out_at(f, e->channel);
     if (ch == NULL) return OPCOMMS_OK; /* closed meanwhile */
-    if (e->number > ch->last || ch->state == OPC__OUT_OPENING) {
+    if (e->number > ch->last || ch->state == OPC__FLOW_OPENING) {
         /* Beyond what was sent here: only what is known from an earlier connection. */
-        if (e->number > ch->seen || ch->state == OPC__OUT_OPENING) return OPCOMMS_E_PROTOCOL;
+        if (e->number > ch->seen || ch->state == OPC__FLOW_OPENING) return OPCOMMS_E_PROTOCOL;
     }
     if (e->credit_messages > ch->credit_messages) ch->credit_messages = e->credit_messages;
     if (e->credit_bytes > ch->credit_bytes) ch->credit_bytes = e->credit_bytes;
@@ -15959,7 +15960,7 @@ OPC__FN opcomms_err opc__flow_on_refuse(opc__flow *f, const opc__native_event *e
                                                                         : OPCOMMS_E_REMOTE;
     opc__call *call;
     if (ch == NULL) return OPCOMMS_OK;
-    if (e->number > ch->last || ch->state == OPC__OUT_OPENING) return OPCOMMS_E_PROTOCOL;
+    if (e->number > ch->last || ch->state == OPC__FLOW_OPENING) return OPCOMMS_E_PROTOCOL;
     if (ch->stream == OPC__STREAM_QUEUE) {
         opc__peer_refused(f->peer, ch->dest, e->number, why);
         if (e->number > ch->settled) ch->settled = e->number;
@@ -16004,11 +16005,11 @@ OPC__FN void opc__flow_out_end(opc__flow *f, opc__flow_out *ch, opcomms_err why)
 OPC__FN opcomms_err opc__flow_on_state(opc__flow *f, const opc__native_event *e) {
     opc__flow_out *ch = opc__flow_out_at(f, e->channel);
     opcomms_err why;
-    if (ch == NULL || ch->state == OPC__OUT_CLOSING) return OPCOMMS_OK;
-    if (ch->state == OPC__OUT_OPENING) return OPCOMMS_E_PROTOCOL;
+    if (ch == NULL || ch->state == OPC__FLOW_CLOSING) return OPCOMMS_OK;
+    if (ch->state == OPC__FLOW_OPENING) return OPCOMMS_E_PROTOCOL;
     if (e->code == 0) {
-        if (ch->state != OPC__OUT_ASKED) return OPCOMMS_E_PROTOCOL;
-        ch->state = OPC__OUT_OPEN;
+        if (ch->state != OPC__FLOW_ASKED) return OPCOMMS_E_PROTOCOL;
+        ch->state = OPC__FLOW_OPEN;
         ch->credit_messages = e->credit_messages;
         ch->credit_bytes = e->credit_bytes;
         ch->seen = e->number;
@@ -16087,8 +16088,8 @@ OPC__FN int opc__flow_write_ack(opc__flow *f, opc__flow_in *ch, opc__pen *pen, i
                                 uint64_t number) {
     size_t n;
     opc__flow_credit(f, ch);
-    n = opc__native_ack(opc__pen_at(pen), opc__pen_left(pen), opc__flow_in_number(f, ch), (unsigned)level,
-                        number, ch->credit_messages, ch->credit_bytes);
+    n = opc__native_ack(opc__pen_at(pen), opc__pen_left(pen), opc__flow_in_number(f, ch),
+                        (unsigned)level, number, ch->credit_messages, ch->credit_bytes);
     return opc__pen_wrote(pen, n);
 }
 
@@ -16237,7 +16238,8 @@ OPC__FN int opc__flow_write_piece(opc__flow *f, opc__flow_out *ch, uint8_t flags
         wrote = opc__native_chunk_head(opc__pen_at(pen), opc__pen_left(pen), number,
                                        more ? OPC__NATIVE_MORE : 0, (uint32_t)n);
     }
-    OPCOMMS_ASSERT(wrote == head || (!more && ch->sent == 0 && wrote == 16u));
+    OPCOMMS_ASSERT(wrote == head);
+    (void)wrote;
     pen->put += head + n;
     ch->sent += n;
     if (!more) {
@@ -16255,7 +16257,7 @@ OPC__FN int opc__flow_has_credit(const opc__flow_out *ch) {
 /* A channel that has to begin anew, for another opening of our log or for acknowledgements it was
    not opened for, does so once all before is settled. */
 OPC__FN void opc__flow_reopen(opc__flow_out *ch) {
-    if (ch->settled == ch->last && !ch->under_way) ch->state = OPC__OUT_CLOSING;
+    if (ch->settled == ch->last && !ch->under_way) ch->state = OPC__FLOW_CLOSING;
 }
 
 /* The next message of a destination of the outbox, or the next chunk of it. */
@@ -16268,7 +16270,7 @@ OPC__FN int opc__flow_write_queue(opc__flow *f, opc__flow_out *ch, opc__pen *pen
     int wrote;
     if ((d->wants & ~ch->wants) != 0) {
         opc__flow_reopen(ch);
-        if (ch->state != OPC__OUT_OPEN) return OPC__PEN_NOTHING;
+        if (ch->state != OPC__FLOW_OPEN) return OPC__PEN_NOTHING;
     }
     if (ch->under_way && (i == OPC__ITEMS_NONE || i != ch->entry)) { /* cancelled meanwhile */
         ch->under_way = 0;
@@ -16312,14 +16314,14 @@ OPC__FN opc__flow_out *opc__flow_direct(opc__flow *f, const opc__call *call) {
     uint32_t i;
     for (i = 0; i < f->out_cap; i++) {
         ch = &f->out[i];
-        if (ch->state != OPC__OUT_FREE && ch->stream == OPC__STREAM_DIRECT &&
+        if (ch->state != OPC__FLOW_FREE && ch->stream == OPC__STREAM_DIRECT &&
             ch->from_id == call->from_id && ch->dest_id == call->dest_id &&
             strcmp(ch->text, call->dest) == 0) {
             /* A number sent again, behind higher ones: on a channel that begins anew. */
-            if (ch->state == OPC__OUT_OPEN && call->number <= ch->last && !ch->under_way) {
+            if (ch->state == OPC__FLOW_OPEN && call->number <= ch->last && !ch->under_way) {
                 const opc__call *w = f->waiting;
                 while (w != NULL && w->channel != i + 1u) w = w->next;
-                if (w == NULL) ch->state = OPC__OUT_CLOSING;
+                if (w == NULL) ch->state = OPC__FLOW_CLOSING;
             }
             return ch;
         }
@@ -16327,7 +16329,7 @@ OPC__FN opc__flow_out *opc__flow_direct(opc__flow *f, const opc__call *call) {
     ch = opc__flow_out_room(f);
     if (ch == NULL) return NULL;
     memset(ch, 0, sizeof *ch);
-    ch->state = OPC__OUT_OPENING;
+    ch->state = OPC__FLOW_OPENING;
     ch->stream = OPC__STREAM_DIRECT;
     ch->from_id = call->from_id;
     ch->dest_id = call->dest_id;
@@ -16348,7 +16350,7 @@ OPC__FN int opc__flow_write_call(opc__flow *f, opc__pen *pen) {
             opc__peer_answer(f->peer, call, OPCOMMS_E_LIMIT, "larger than the receiver takes");
             return OPC__PEN_WROTE;
         }
-        if (ch == NULL || ch->state != OPC__OUT_OPEN || (ch->under_way && ch->call != call) ||
+        if (ch == NULL || ch->state != OPC__FLOW_OPEN || (ch->under_way && ch->call != call) ||
             (!ch->under_way && (call->number <= ch->last || !opc__flow_has_credit(ch)))) {
             at = &call->next;
             continue;
@@ -16382,7 +16384,7 @@ OPC__FN int opc__flow_write_channel(opc__flow *f, opc__flow_out *ch, opc__pen *p
     uint32_t number = opc__flow_out_number(f, ch);
     opc__native_event e;
     size_t n;
-    if (ch->state == OPC__OUT_CLOSING) {
+    if (ch->state == OPC__FLOW_CLOSING) {
         n = opc__native_close(opc__pen_at(pen), opc__pen_left(pen), number);
         if (n == 0) return OPC__PEN_FULL;
         pen->put += n;
@@ -16399,7 +16401,7 @@ OPC__FN int opc__flow_write_channel(opc__flow *f, opc__flow_out *ch, opc__pen *p
         pen->put += n;
         ch->abort = 0;
     }
-    if (ch->state != OPC__OUT_OPENING) return OPC__PEN_NOTHING;
+    if (ch->state != OPC__FLOW_OPENING) return OPC__PEN_NOTHING;
     memset(&e, 0, sizeof e);
     e.channel = number;
     e.stream = ch->stream;
@@ -16415,7 +16417,7 @@ OPC__FN int opc__flow_write_channel(opc__flow *f, opc__flow_out *ch, opc__pen *p
         e.n = d->dest_len;
     }
     n = opc__native_open(opc__pen_at(pen), opc__pen_left(pen), &e);
-    if (n > 0) ch->state = OPC__OUT_ASKED;
+    if (n > 0) ch->state = OPC__FLOW_ASKED;
     return opc__pen_wrote(pen, n);
 }
 
@@ -16445,7 +16447,7 @@ OPC__FN int opc__flow_fill(opc__flow *f, opc__pen *pen) {
     wrote = opc__flow_write_owed(f, pen);
     if (wrote == OPC__PEN_FULL) return wrote;
     for (i = 0; i < f->out_cap; i++) {
-        if (f->out[i].state != OPC__OUT_FREE &&
+        if (f->out[i].state != OPC__FLOW_FREE &&
             opc__flow_write_channel(f, &f->out[i], pen) == OPC__PEN_FULL) {
             return OPC__PEN_FULL;
         }
@@ -16456,7 +16458,7 @@ OPC__FN int opc__flow_fill(opc__flow *f, opc__pen *pen) {
         idle = wrote == OPC__PEN_NOTHING ? idle + 1u : 0;
         for (i = 0; i < f->out_cap && wrote != OPC__PEN_FULL; i++) {
             opc__flow_out *ch = &f->out[(f->turn + i) % f->out_cap];
-            if (ch->state != OPC__OUT_OPEN || ch->stream != OPC__STREAM_QUEUE) continue;
+            if (ch->state != OPC__FLOW_OPEN || ch->stream != OPC__STREAM_QUEUE) continue;
             wrote = opc__flow_write_queue(f, ch, pen);
             if (wrote == OPC__PEN_FULL) {
                 f->turn = (f->turn + i) % f->out_cap;
@@ -16585,8 +16587,8 @@ OPC__FN int opc__flow_awaits(const opc__flow *f) {
     if (!f->hello_got || f->waiting != NULL) return 1;
     for (i = 0; i < f->out_cap; i++) {
         const opc__flow_out *ch = &f->out[i];
-        if (ch->state == OPC__OUT_ASKED) return 1;
-        if (ch->state == OPC__OUT_OPEN && ch->stream == OPC__STREAM_QUEUE &&
+        if (ch->state == OPC__FLOW_ASKED) return 1;
+        if (ch->state == OPC__FLOW_OPEN && ch->stream == OPC__STREAM_QUEUE &&
             ch->settled < ch->last) {
             return 1;
         }
@@ -16610,14 +16612,15 @@ OPC__FN opcomms_err opc__flow_watch(opc__flow *f, opc__conn *c, uint64_t now_us)
         return OPCOMMS_OK;
     }
     if (f->await_us == 0) f->await_us = now_us;
-    if (opc__node_since(f->await_us, f->heard_us) >= OPC__LINK_CHECK_US && most > OPC__LINK_CHECK_WAIT_US) {
+    if (opc__peer_since(f->await_us, f->heard_us) >= OPC__LINK_CHECK_US &&
+        most > OPC__LINK_CHECK_WAIT_US) {
         most = OPC__LINK_CHECK_WAIT_US; /* silent for long before that already */
     }
-    if (!f->pinged && f->hello_got && opc__node_since(now_us, f->await_us) >= most / 2u) {
+    if (!f->pinged && f->hello_got && opc__peer_since(now_us, f->await_us) >= most / 2u) {
         f->ping = 1;
     }
     f->await_until_us = f->await_us + (f->pinged || f->ping ? most : most / 2u);
-    return opc__node_since(now_us, f->await_us) >= most ? OPCOMMS_E_TIMEOUT : OPCOMMS_OK;
+    return opc__peer_since(now_us, f->await_us) >= most ? OPCOMMS_E_TIMEOUT : OPCOMMS_OK;
 }
 
 /* Answers are owed, or threads wait for them: a stop lets that finish. */
@@ -16636,7 +16639,7 @@ OPC__FN opcomms_err opc__flow_open(opcomms_peer *p, opc__slot *s) {
     if (f == NULL) return OPCOMMS_E_NOMEM;
     f->peer = p;
     f->slot = s;
-    f->heard_us = opc__node_now(p);
+    f->heard_us = opc__peer_now(p);
     opc__native_begin(&f->input, OPC__FLOW_CHUNK);
     s->flow = f;
     return OPCOMMS_OK;
@@ -16663,7 +16666,7 @@ OPC__FN int opc__flow_serve(opc__flow *f, uint32_t dest, const opc__epoch *epoch
     opc__flow_out *ch = opc__flow_out_room(f);
     if (ch == NULL) return 0;
     memset(ch, 0, sizeof *ch);
-    ch->state = OPC__OUT_OPENING;
+    ch->state = OPC__FLOW_OPENING;
     ch->stream = OPC__STREAM_QUEUE;
     ch->from_id = d->from_id;
     ch->dest_id = d->dest_id;
@@ -16684,8 +16687,8 @@ OPC__FN void opc__flow_end(opc__flow *f, opcomms_err why) {
     }
     for (i = 0; i < f->out_cap; i++) {
         const opc__flow_out *ch = &f->out[i];
-        if (ch->state == OPC__OUT_FREE || ch->stream != OPC__STREAM_QUEUE) continue;
-        opc__peer_unserved(p, ch->dest, ch->settled < ch->last || ch->state != OPC__OUT_OPEN
+        if (ch->state == OPC__FLOW_FREE || ch->stream != OPC__STREAM_QUEUE) continue;
+        opc__peer_unserved(p, ch->dest, ch->settled < ch->last || ch->state != OPC__FLOW_OPEN
                                             ? why : OPCOMMS_OK);
     }
     while (f->waiting != NULL || f->calls != NULL) {
@@ -16705,7 +16708,7 @@ OPC__FN int opc__flow_forget(opc__flow *f, opc__call *call) {
     uint32_t i;
     for (i = 0; i < f->out_cap; i++) {
         opc__flow_out *ch = &f->out[i];
-        if (ch->state != OPC__OUT_FREE && ch->call == call && ch->under_way) {
+        if (ch->state != OPC__FLOW_FREE && ch->call == call && ch->under_way) {
             ch->under_way = 0;
             ch->abort = ch->sent > 0;
             ch->call = NULL;
@@ -16752,7 +16755,7 @@ OPC__FN opcomms_err opc__node_store(opcomms_peer *p, opc__slot *s, const opc__re
     if (rc == OPCOMMS_E_AGAIN || rc == OPCOMMS_E_NOT_ALLOWED) return rc;
     if (rc != OPCOMMS_OK) {
         if (rc != OPCOMMS_E_FULL && rc != OPCOMMS_E_LIMIT && rc != OPCOMMS_E_NOMEM) {
-            opc__node_failed(p, rc); /* the others concern this message alone */
+            opc__peer_failed(p, rc); /* the others concern this message alone */
         }
         opc__node_refuse(reply, OPC__RES_SEND, "{\"MutexError\":\"storage\"}");
         return OPCOMMS_OK;
@@ -16810,7 +16813,7 @@ OPC__FN opcomms_err opc__node_send(opcomms_peer *p, opc__slot *s, const opc__req
         !opc__route_can(p->routes, (const uint8_t *)from, 64, r->from_id, r->dest, r->dest_len,
                         r->dest_id)) {
         p->stats.routes_refused++;
-        opc__node_say(p, OPCOMMS_LOG_WARNING, "route refused for ", from);
+        opc__peer_say(p, OPCOMMS_LOG_WARNING, "route refused for ", from);
         return OPCOMMS_OK; /* Ok(false): not stored */
     }
     if (p->cfg.protocol == OPCOMMS_PROTOCOL_NEWER && opc__node_too_large(p, r, reply)) {
@@ -16865,7 +16868,7 @@ OPC__FN opcomms_err opc__node_get(opcomms_peer *p, uint32_t box, opc__reply *rep
         }
     }
     if (rc != OPCOMMS_OK) {
-        opc__node_say(p, OPCOMMS_LOG_ERROR, "a stored message cannot be read: ",
+        opc__peer_say(p, OPCOMMS_LOG_ERROR, "a stored message cannot be read: ",
                       opc__err_text(rc));
         opc__node_refuse(reply, OPC__RES_GET, "{\"MutexError\":\"storage\"}");
         return OPCOMMS_OK;
@@ -16915,7 +16918,7 @@ OPC__FN opcomms_err opc__node_request(void *user, opc__conn *c, const opc__reque
     rc = opc__node_consume(p, i, &reply->position);
     if (rc == OPCOMMS_E_AGAIN) return rc;
     if (rc != OPCOMMS_OK) {
-        opc__node_failed(p, rc);
+        opc__peer_failed(p, rc);
         opc__node_refuse(reply, OPC__RES_ACK, "{\"MutexError\":\"storage\"}");
         return OPCOMMS_OK;
     }
@@ -17033,7 +17036,7 @@ OPC__FN void opc__node_over(opcomms_peer *p, opc__slot *s) {
         opc__peer_fail(p, call, why, s->os_code, s->conn.tls_code, more);
     }
     if (worked) {
-        opc__peer_wake(p, s->hash);
+        opc__peer_rouse(p, s->hash);
     } else if (p->store != NULL) {
         opc__peer_unreached(p, s->hash, &s->address, why);
     }
@@ -17153,7 +17156,7 @@ OPC__FN opcomms_err opc__node_slot_open(opcomms_peer *p, intptr_t sock,
 
 OPC__FN void opc__node_accept(opcomms_peer *p, uint64_t now_us) {
     uint32_t n;
-    for (n = 0; n < OPC__NODE_ACCEPTS; n++) {
+    for (n = 0; n < OPC__PEER_ACCEPTS; n++) {
         opcomms_address from;
         intptr_t sock = OPCOMMS_NO_HANDLE;
         int os = 0;
@@ -17164,7 +17167,7 @@ OPC__FN void opc__node_accept(opcomms_peer *p, uint64_t now_us) {
         if (rc == OPCOMMS_E_AGAIN) return;
         if (rc != OPCOMMS_OK) { /* out of descriptors, say: not again at once */
             p->accept_again_us = now_us + 100000u;
-            opc__node_say(p, OPCOMMS_LOG_WARNING, "accept failed: ", opc__err_text(rc));
+            opc__peer_say(p, OPCOMMS_LOG_WARNING, "accept failed: ", opc__err_text(rc));
             return;
         }
         if (!opc__node_admit(p, &from, now_us) ||
@@ -17275,7 +17278,7 @@ OPC__FN void opc__node_slot_reached(opcomms_peer *p, opc__slot *s) {
     opc__call **at = &p->directs;
     if (p->kept.count > 0) {
         opc__session *keep = opc__sessions_place(&p->kept, s->hash, &s->address, 1);
-        opc__tls_client_session(&s->conn.tls, keep, opc__node_now(p));
+        opc__tls_client_session(&s->conn.tls, keep, opc__peer_now(p));
         keep->list = opc__allow_generation(p->allow);
         keep->address = s->address;
     }
@@ -17291,7 +17294,7 @@ OPC__FN void opc__node_slot_reached(opcomms_peer *p, opc__slot *s) {
         call->tarpc = 1;
         opc__peer_answer(p, call, OPCOMMS_E_UNSUPPORTED, "that peer speaks tarpc only");
     }
-    opc__peer_wake(p, s->hash);
+    opc__peer_rouse(p, s->hash);
 }
 
 OPC__FN void opc__node_slot_admitted(opcomms_peer *p, opc__slot *s) {
@@ -17334,7 +17337,7 @@ OPC__FN void opc__node_slot_pump(opcomms_peer *p, opc__slot *s, uint64_t now_us)
         }
         s->connecting = 0;
     }
-    for (round = 0; round < OPC__NODE_ROUNDS && c->state != OPC__CONN_DEAD; round++) {
+    for (round = 0; round < OPC__PEER_ROUNDS && c->state != OPC__CONN_DEAD; round++) {
         int moved, recv_now = may_recv, signs = 0;
         if (c->state == OPC__CONN_HANDSHAKE && recv_now && opc__tls_will_sign(&c->tls)) {
             if (p->signs > 0) { /* one signature a step: established connections come first */
@@ -17349,7 +17352,7 @@ OPC__FN void opc__node_slot_pump(opcomms_peer *p, opc__slot *s, uint64_t now_us)
         opc__conn_step(c, now_us);
         if (c->state == OPC__CONN_OPEN && !s->admitted) opc__node_slot_admitted(p, s);
         if (!moved) break;
-        if (round + 1 == OPC__NODE_ROUNDS) p->more = 1;
+        if (round + 1 == OPC__PEER_ROUNDS) p->more = 1;
     }
     /* What the last step produced leaves at once instead of in the next step. */
     if (c->state != OPC__CONN_DEAD && opc__node_slot_wire(p, s, &no) &&
@@ -17366,7 +17369,7 @@ OPC__FN void opc__node_slot_pump(opcomms_peer *p, opc__slot *s, uint64_t now_us)
     }
     if (s->flow != NULL && s->flow->greeted != s->flow->hello_got) {
         s->flow->greeted = 1;
-        opc__peer_wake(p, opc__tls_peer(&c->tls)); /* what waits for such a connection */
+        opc__peer_rouse(p, opc__tls_peer(&c->tls)); /* what waits for such a connection */
     }
     if (s->mail != NULL && s->mail->busy && s->mail->call.done) {
         opc__node_mail_end(p, s, s->mail->call.result);
@@ -17389,9 +17392,11 @@ OPC__FN int opc__node_slot_reap(opcomms_peer *p, uint32_t i, uint64_t now_us) {
         opc__node_slot_close(p, i);
         return 1;
     }
-    if (!s->admitted && opc__node_since(now_us, s->since_us) > handshake_us) opc__conn_kill(c, OPCOMMS_E_TIMEOUT);
-    if (s->admitted && opc__node_since(now_us, s->active_us) > idle_us) opc__conn_end(c);
-    if (s->admitted && opc__node_since(now_us, s->active_us) > idle_us + handshake_us) {
+    if (!s->admitted && opc__peer_since(now_us, s->since_us) > handshake_us) {
+        opc__conn_kill(c, OPCOMMS_E_TIMEOUT);
+    }
+    if (s->admitted && opc__peer_since(now_us, s->active_us) > idle_us) opc__conn_end(c);
+    if (s->admitted && opc__peer_since(now_us, s->active_us) > idle_us + handshake_us) {
         opc__conn_kill(c, OPCOMMS_E_TIMEOUT);
     }
     if (c->state == OPC__CONN_ENDING && !opc__node_unsent(c)) {
@@ -17409,9 +17414,9 @@ OPC__FN int opc__node_slot_reap(opcomms_peer *p, uint32_t i, uint64_t now_us) {
     if (c->error == OPCOMMS_E_PROTOCOL) p->stats.protocol_errors++;
     if (!s->admitted) {
         if (!s->client) p->stats.handshakes_failed++;
-        opc__node_say(p, OPCOMMS_LOG_INFO, "handshake failed: ", opc__err_text(c->error));
+        opc__peer_say(p, OPCOMMS_LOG_INFO, "handshake failed: ", opc__err_text(c->error));
         if (opc__node_alert(p->plat, s->sock, c)) {
-            s->linger_until_us = now_us + OPC__NODE_LINGER_US;
+            s->linger_until_us = now_us + OPC__PEER_LINGER_US;
             return 0;
         }
     }
@@ -17426,7 +17431,7 @@ OPC__FN int opc__node_slot_reap(opcomms_peer *p, uint32_t i, uint64_t now_us) {
         opc__node_slot_close(p, i);
         return 1;
     }
-    s->linger_until_us = now_us + OPC__NODE_LINGER_US;
+    s->linger_until_us = now_us + OPC__PEER_LINGER_US;
     return 0;
 }
 
@@ -17485,7 +17490,7 @@ OPC__FN opcomms_err opc__link_connect(opc__link *l, int *os_code) {
     l->reused = 0;
     l->doubt = 0;
     l->checking = 0;
-    l->heard_us = opc__node_now(p);
+    l->heard_us = opc__peer_now(p);
     l->quiet_us = l->heard_us;
     l->heard_seen = 0;
     opc__conn_init(&l->conn, 0, NULL, p->cfg.frame_bytes_max, NULL, l);
@@ -17494,7 +17499,7 @@ OPC__FN opcomms_err opc__link_connect(opc__link *l, int *os_code) {
                     p->plat->wall_s(p->plat->user), 0);
     opc__mem_wipe(entropy, sizeof entropy);
     if (l->session.until_us != 0 && l->session.list == opc__allow_generation(p->allow)) {
-        opc__tls_client_resumes(&l->conn.tls, &l->session, opc__node_now(p));
+        opc__tls_client_resumes(&l->conn.tls, &l->session, opc__peer_now(p));
     }
     opc__session_wipe(&l->session); /* offered once: a handshake that fails is not tried again so */
     return OPCOMMS_OK;
@@ -17505,7 +17510,7 @@ OPC__FN void opc__link_keep_session(opc__link *l) {
     opcomms_peer *p = l->peer;
     if ((p->cfg.flags & OPCOMMS_NO_RESUMPTION) || l->session.until_us != 0) return;
     if (!opc__tls_ready(&l->conn.tls)) return;
-    opc__tls_client_session(&l->conn.tls, &l->session, opc__node_now(p));
+    opc__tls_client_session(&l->conn.tls, &l->session, opc__peer_now(p));
     l->session.list = opc__allow_generation(p->allow);
     l->session.address = l->address;
 }
@@ -17668,7 +17673,7 @@ OPC__FN int opc__link_pump(opc__link *l) {
         }
         l->connecting = 0;
     }
-    for (round = 0; round < OPC__NODE_ROUNDS; round++) {
+    for (round = 0; round < OPC__PEER_ROUNDS; round++) {
         uint64_t answers = l->conn.answers;
         int moved = opc__link_wire(l, &may_recv), more = moved;
         uint32_t reads = 0;
@@ -17681,11 +17686,11 @@ OPC__FN int opc__link_pump(opc__link *l) {
         if (l->conn.input_ended && l->conn.state == OPC__CONN_OPEN && l->conn.waiting == NULL) {
             opc__conn_kill(&l->conn, OPCOMMS_E_CLOSED);
         }
-        opc__link_check(l, opc__node_now(p));
-        opc__conn_step(&l->conn, opc__node_now(p));
+        opc__link_check(l, opc__peer_now(p));
+        opc__conn_step(&l->conn, opc__peer_now(p));
         if (l->conn.heard != l->heard_seen) {
             l->heard_seen = l->conn.heard;
-            l->heard_us = opc__node_now(p);
+            l->heard_us = opc__peer_now(p);
             l->quiet_us = l->heard_us;
             l->doubt = 0;
         }
@@ -17711,7 +17716,7 @@ OPC__FN int opc__link_pump(opc__link *l) {
    hope of an answer stretch that time. */
 OPC__FN void opc__link_doubt(opc__link *l) {
     const opcomms_platform *plat = l->peer->plat;
-    uint64_t now = opc__node_now(l->peer), most = OPC__LINK_SILENT_US;
+    uint64_t now = opc__peer_now(l->peer), most = OPC__LINK_SILENT_US;
     l->doubt = 1;
     if (l->conn.calls != NULL || l->conn.waiting != NULL) {
         most = (uint64_t)l->peer->cfg.send_timeout_ms * 1000u;
@@ -17801,7 +17806,7 @@ OPC__FN opcomms_err opc__link_get(opcomms_peer *p, const uint8_t hash[32],
         }
     }
     p->links[p->links_count++] = l;
-    opc__node_wake(p); /* whoever sleeps learns that there will be an idle connection to end */
+    opc__peer_wake(p); /* whoever sleeps learns that there will be an idle connection to end */
     *out = l;
     return OPCOMMS_OK;
 }
@@ -17871,7 +17876,7 @@ OPC__FN void opc__node_resume(opcomms_peer *p, opc__slot *s, uint64_t now_us) {
 OPC__FN opcomms_err opc__node_dial(opcomms_peer *p, const uint8_t hash[32],
                                    const opcomms_address *to, int *os) {
     uint8_t entropy[32];
-    uint64_t now = opc__node_now(p);
+    uint64_t now = opc__peer_now(p);
     opc__slot *s;
     opcomms_err rc = opc__node_room(p);
     if (rc != OPCOMMS_OK) return rc;
@@ -17899,7 +17904,7 @@ OPC__FN opcomms_err opc__node_dial(opcomms_peer *p, const uint8_t hash[32],
     opc__mem_wipe(entropy, sizeof entropy);
     opc__node_resume(p, s, now);
     p->slots[p->slots_count++] = s;
-    opc__node_kick(p);
+    opc__peer_kick(p);
     return OPCOMMS_OK;
 }
 
@@ -17976,8 +17981,8 @@ OPC__FN void opc__node_mail(opcomms_peer *p, opc__slot *s, uint32_t d) {
     memcpy(call->dest, meta.dest, meta.dest_len);
     call->dest_id = meta.dest_id;
     call->from_id = meta.from_id;
-    call->span_id = opc__node_span(p);
-    call->deadline_us = opc__node_now(p) + (uint64_t)p->cfg.send_timeout_ms * 1000u;
+    call->span_id = opc__peer_span(p);
+    call->deadline_us = opc__peer_now(p) + (uint64_t)p->cfg.send_timeout_ms * 1000u;
     s->mail->busy = 1;
     s->mail->dest = d;
     s->mail->entry = i;
@@ -18112,9 +18117,22 @@ OPC__FN void opc__node_until_outbox(const opcomms_peer *p, uint64_t now, int32_t
     }
 }
 
+/* What a connection waits for at its socket. */
+OPC__FN unsigned opc__node_slot_events(opc__slot *s) {
+    size_t room = 0;
+    unsigned events = 0;
+    if (s->linger_until_us != 0) return OPCOMMS_POLL_IN;
+    if (s->connecting) return OPCOMMS_POLL_OUT;
+    if (!s->conn.input_ended && opc__tls_in(&s->conn.tls, &room) != NULL && room > 0) {
+        events |= OPCOMMS_POLL_IN;
+    }
+    if (opc__node_unsent(&s->conn)) events |= OPCOMMS_POLL_OUT;
+    return events;
+}
+
 /* What to wait for. Returns the count; fds_slot tells which slot an entry belongs to. */
 OPC__FN size_t opc__node_pollset(opcomms_peer *p, int32_t *timeout_ms) {
-    uint64_t now = opc__node_now(p);
+    uint64_t now = opc__peer_now(p);
     size_t n = 0;
     uint32_t i;
     int32_t wait_ms = -1;
@@ -18135,18 +18153,7 @@ OPC__FN size_t opc__node_pollset(opcomms_peer *p, int32_t *timeout_ms) {
     }
     for (i = 0; i < p->slots_count; i++) {
         opc__slot *s = p->slots[i];
-        size_t room = 0;
-        unsigned events = 0;
-        if (s->linger_until_us != 0) {
-            events = OPCOMMS_POLL_IN;
-        } else if (s->connecting) {
-            events = OPCOMMS_POLL_OUT;
-        } else {
-            if (!s->conn.input_ended && opc__tls_in(&s->conn.tls, &room) != NULL && room > 0) {
-                events |= OPCOMMS_POLL_IN;
-            }
-            if (opc__node_unsent(&s->conn)) events |= OPCOMMS_POLL_OUT;
-        }
+        unsigned events = opc__node_slot_events(s);
         if (s->linger_until_us != 0) {
             opc__node_until(&wait_ms, now, s->linger_until_us);
         } else if (!s->admitted) {
@@ -18201,7 +18208,7 @@ OPC__FN void opc__node_pump_all(opcomms_peer *p, uint64_t now_us) {
 /* One step: does everything that can be done without waiting. Called with the lock held, by one
    thread at a time; the lock is open while the disk syncs. `n` entries of fds carry events. */
 OPC__FN void opc__node_step(opcomms_peer *p, size_t n) {
-    uint64_t now = opc__node_now(p);
+    uint64_t now = opc__peer_now(p);
     uint32_t i;
     size_t k;
     int knock = 0, no = 0;
@@ -18221,7 +18228,7 @@ OPC__FN void opc__node_step(opcomms_peer *p, size_t n) {
         opc__node_outbox(p, now);
         if (p->directs != NULL) opc__node_directs(p);
         opc__node_pump_all(p, now);
-        opc__node_flush(p, now);
+        opc__peer_flush(p, now);
     }
     for (i = p->slots_count; i > 0; i--) {
         if (p->stopping && p->slots[i - 1]->admitted && opc__conn_quiet(&p->slots[i - 1]->conn)) {
@@ -18233,7 +18240,7 @@ OPC__FN void opc__node_step(opcomms_peer *p, size_t n) {
         (void)opc__node_slot_reap(p, i - 1, now);
     }
     opc__node_links_idle(p, now);
-    opc__node_ahead(p);
+    opc__peer_ahead(p);
 }
 
 /* >>run ==== L3 ==== who pumps the node: the background thread, the flush thread, or the caller */
@@ -18247,7 +18254,7 @@ OPC__FN opcomms_err opc__run_once(opcomms_peer *p, int32_t most_ms) {
     if (timeout_ms < 0 || (most_ms >= 0 && timeout_ms > most_ms)) timeout_ms = most_ms;
     p->kicked = 0;
     p->sleeping = 1;
-    opc__node_unlock(p);
+    opc__peer_unlock(p);
     rc = p->plat->wait(p->plat->user, p->fds, n, timeout_ms, &os);
     opc__mutex_lock(&p->lock);
     p->sleeping = 0;
@@ -18268,8 +18275,8 @@ OPC__FN void *opc__run_thread(void *arg) {
     opc__mutex_lock(&p->lock);
     for (;;) {
         if (p->stopping) {
-            uint64_t now = opc__node_now(p);
-            if (stop_at == 0) stop_at = now + OPC__NODE_STOP_US;
+            uint64_t now = opc__peer_now(p);
+            if (stop_at == 0) stop_at = now + OPC__PEER_STOP_US;
             if (opc__run_drained(p) || now >= stop_at) break;
         }
         if (opc__run_once(p, -1) != OPCOMMS_OK) {
@@ -18277,7 +18284,7 @@ OPC__FN void *opc__run_thread(void *arg) {
             opc__cond_wait(&p->changed, &p->lock, 100000u);
         }
     }
-    opc__node_unlock(p);
+    opc__peer_unlock(p);
     return NULL;
 }
 
@@ -18297,10 +18304,10 @@ OPC__FN void *opc__run_flusher(void *arg) {
         rc = p->store->c->flush_end(p->store, rc);
         p->flushing = 0;
         p->stats.syncs++;
-        opc__node_failed(p, rc);
-        opc__node_visible(p);
+        opc__peer_failed(p, rc);
+        opc__peer_visible(p);
         opc__cond_all(&p->changed);
-        opc__node_wake(p);
+        opc__peer_wake(p);
     }
     opc__mutex_unlock(&p->lock);
     return NULL;
@@ -18331,7 +18338,7 @@ OPC__FN opcomms_err opc__run_start(opcomms_peer *p) {
 OPC__FN void opc__run_end(opcomms_peer *p) {
 #if !defined(OPCOMMS_NO_THREADS)
     if (p->thread.running) {
-        opc__node_wake(p);
+        opc__peer_wake(p);
         opc__thread_join(&p->thread);
     }
     if (p->flusher.running) {
@@ -18344,13 +18351,13 @@ OPC__FN void opc__run_end(opcomms_peer *p) {
     }
 #endif
     if ((p->cfg.flags & OPCOMMS_NO_BACKGROUND) && p->fds != NULL && p->store != NULL) {
-        uint64_t stop_at = opc__node_now(p) + OPC__NODE_STOP_US;
+        uint64_t stop_at = opc__peer_now(p) + OPC__PEER_STOP_US;
         opc__mutex_lock(&p->lock);
         while (p->pumping) opc__cond_wait(&p->changed, &p->lock, 1000u); /* another thread's poll */
         p->pumping = 1;
-        while (!opc__run_drained(p) && opc__node_now(p) < stop_at) (void)opc__run_once(p, 20);
+        while (!opc__run_drained(p) && opc__peer_now(p) < stop_at) (void)opc__run_once(p, 20);
         p->pumping = 0;
-        opc__node_unlock(p);
+        opc__peer_unlock(p);
     }
 }
 
@@ -18367,7 +18374,7 @@ OPC__FN opcomms_err opc__run_pump(opcomms_peer *p, int32_t most_ms) {
         p->pumping = 0;
         opc__cond_all(&p->changed);
     }
-    opc__node_unlock(p);
+    opc__peer_unlock(p);
     return rc;
 }
 
@@ -18422,12 +18429,12 @@ OPC__FN void opc__run_call(opc__link *l, opc__call *call) {
     opc__mutex_lock(&l->lock);
     end = &l->conn.calls;
     if (l->conn.calls == NULL && l->conn.waiting == NULL && !l->doubt) {
-        l->heard_us = opc__node_now(p); /* silent so far because it was not asked */
+        l->heard_us = opc__peer_now(p); /* silent so far because it was not asked */
     }
     while (*end != NULL) end = &(*end)->next;
     *end = call;
     while (!call->done) {
-        uint64_t now = opc__node_now(p);
+        uint64_t now = opc__peer_now(p);
         if (l->kill != OPCOMMS_OK && !l->owned) {
             opc__link_fail_all(l, l->kill, 0, NULL);
             opc__link_close(l);
@@ -19444,7 +19451,7 @@ OPC__FN opcomms_err opc__pub_open_store(opcomms_peer *p, opcomms_error *err) {
         char cut[24];
         opc__text_init(&t, cut, sizeof cut);
         opc__text_u64(&t, opc__log_of(p->store)->cut);
-        opc__node_say(p, OPCOMMS_LOG_WARNING, "log: bytes of unfinished writes cut off: ", cut);
+        opc__peer_say(p, OPCOMMS_LOG_WARNING, "log: bytes of unfinished writes cut off: ", cut);
     }
     p->mailbox.entries_max = cfg->messages_max;
     p->mailbox.depth_max = cfg->queue_depth_max;
@@ -19523,7 +19530,7 @@ OPC__FN opcomms_err opc__pub_close(opcomms_peer *p) {
     while (p->links_count > 0) opc__link_free(p, p->links_count - 1);
     if (p->listener != OPCOMMS_NO_HANDLE) p->plat->sock_close(p->plat->user, p->listener);
     p->listener = OPCOMMS_NO_HANDLE;
-    if (p->allow_watched) opc__allow_unwatch(p->allow, opc__node_wake, p);
+    if (p->allow_watched) opc__allow_unwatch(p->allow, opc__peer_wake, p);
     p->allow_watched = 0;
     if (p->store != NULL) {
         p->stats.log_bytes = p->store->c->bytes(p->store);
@@ -19536,9 +19543,9 @@ OPC__FN opcomms_err opc__pub_close(opcomms_peer *p) {
 OPC__FN void opc__pub_messages_free(opcomms_peer *p) {
     uint32_t i;
     for (i = 0; i < p->messages_blocks; i++) {
-        opc__mem_free(&p->mem, p->messages[i], OPC__NODE_MESSAGES * sizeof **p->messages);
+        opc__mem_free(&p->mem, p->messages[i], OPC__PEER_MESSAGES * sizeof **p->messages);
     }
-    opc__mem_free(&p->mem, p->messages, OPC__NODE_BLOCKS * sizeof *p->messages);
+    opc__mem_free(&p->mem, p->messages, OPC__PEER_BLOCKS * sizeof *p->messages);
     p->messages = NULL;
     p->messages_blocks = 0;
 }
@@ -19621,12 +19628,12 @@ OPC__FN opcomms_err opc__pub_open(opcomms_peer *p, opcomms_error *err) {
     if (rc != OPCOMMS_OK) return rc;
     rc = opc__mailbox_open(&p->mailbox, (const uint8_t *)p->hash_text, 64, 0, &p->own_box);
     if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, NULL);
-    opc__node_visible(p);
-    rc = opc__allow_watch(p->allow, opc__node_wake, p);
+    opc__peer_visible(p);
+    rc = opc__allow_watch(p->allow, opc__peer_wake, p);
     if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, "allow list");
     p->allow_watched = 1;
     p->allow_seen = opc__allow_generation(p->allow);
-    p->flushed_us = opc__node_now(p);
+    p->flushed_us = opc__peer_now(p);
     opc__limit_init(&p->limit, p->flushed_us, p->cfg.handshakes_per_second);
     rc = opc__run_start(p);
     if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, "background thread");
@@ -19688,7 +19695,7 @@ OPCOMMS_API opcomms_err opcomms_new(const opcomms_config *cfg, opcomms_peer **ou
 OPC__FN void opc__pub_rest(opcomms_peer *p, uint64_t left_us) {
     if (p->cfg.flags & OPCOMMS_NO_BACKGROUND) {
         int32_t ms = left_us > 1000000u ? 1000 : (int32_t)((left_us + 999u) / 1000u);
-        opc__node_unlock(p);
+        opc__peer_unlock(p);
         (void)opc__run_pump(p, ms);
         opc__mutex_lock(&p->lock);
     } else {
@@ -19701,8 +19708,8 @@ OPC__FN void opc__pub_rest(opcomms_peer *p, uint64_t left_us) {
 /* Sends what there is on a connection now, from this thread. */
 OPC__FN void opc__pub_push(opcomms_peer *p, opc__slot *s) {
     if (p->pumping) return; /* another thread steps, with the lock open: it will */
-    opc__node_slot_pump(p, s, opc__node_now(p));
-    if (opc__node_unsent(&s->conn) || s->conn.state == OPC__CONN_DEAD || p->more) opc__node_kick(p);
+    opc__node_slot_pump(p, s, opc__peer_now(p));
+    if (opc__node_unsent(&s->conn) || s->conn.state == OPC__CONN_DEAD || p->more) opc__peer_kick(p);
 }
 
 /* A call whose time is up, wherever it is. */
@@ -19733,7 +19740,7 @@ OPC__FN void opc__pub_native(opcomms_peer *p, opc__call *call) {
         if (s != NULL) opc__pub_push(p, s);
     }
     while (!call->done) {
-        uint64_t now = opc__node_now(p);
+        uint64_t now = opc__peer_now(p);
         if (now >= call->deadline_us) {
             opc__pub_give_up(p, call);
         } else if (p->cfg.flags & OPCOMMS_NO_BACKGROUND) {
@@ -19764,9 +19771,9 @@ OPC__FN int opc__pub_try_native(opcomms_peer *p, opc__call *call, const char *ha
     opc__mutex_lock(&p->lock);
     if (rc != OPCOMMS_OK) {
         call->done = 1;
-    } else if (opc__node_inside(p) || p->stopping || p->store == NULL) {
+    } else if (opc__peer_inside(p) || p->stopping || p->store == NULL) {
         rc = opc__err_set(&call->detail,
-                          opc__node_inside(p) ? OPCOMMS_E_BUSY : OPCOMMS_E_CLOSED, 0, NULL);
+                          opc__peer_inside(p) ? OPCOMMS_E_BUSY : OPCOMMS_E_CLOSED, 0, NULL);
         call->done = 1;
     }
     call->result = rc;
@@ -19774,7 +19781,7 @@ OPC__FN int opc__pub_try_native(opcomms_peer *p, opc__call *call, const char *ha
             opc__node_knows_tarpc(p, call->server, &call->to);
     if (!call->done && !tarpc) {
         if (call->number == 0) call->number = ++p->direct_number;
-        call->deadline_us = opc__node_now(p) + (uint64_t)timeout_ms * 1000u;
+        call->deadline_us = opc__peer_now(p) + (uint64_t)timeout_ms * 1000u;
         memcpy(call->dest, hash, 65);
         p->waiters++;
         opc__pub_native(p, call);
@@ -19788,7 +19795,7 @@ OPC__FN int opc__pub_try_native(opcomms_peer *p, opc__call *call, const char *ha
                                     "that peer speaks tarpc only");
         tarpc = 0;
     }
-    opc__node_unlock(p);
+    opc__peer_unlock(p);
     call->done = 0;
     return !tarpc;
 }
@@ -19814,15 +19821,15 @@ OPC__FN opcomms_err opc__pub_enter(opcomms_peer *p, const char *hash, const char
     }
     if (call->dest[0] == 0) memcpy(call->dest, hash, 65);
     opc__mutex_lock(&p->lock);
-    call->span_id = opc__node_span(p);
-    if (opc__node_inside(p)) {
+    call->span_id = opc__peer_span(p);
+    if (opc__peer_inside(p)) {
         rc = OPCOMMS_E_BUSY;
     } else if (p->stopping) {
         rc = OPCOMMS_E_CLOSED;
     } else {
         rc = opc__link_get(p, want, &to, link);
     }
-    opc__node_unlock(p);
+    opc__peer_unlock(p);
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
 }
 
@@ -19830,10 +19837,10 @@ OPC__FN void opc__pub_leave(opcomms_peer *p, opc__link *l, int sent) {
     opc__mutex_lock(&p->lock);
     OPCOMMS_ASSERT(l->refs > 0);
     l->refs--;
-    l->used_us = opc__node_now(p);
+    l->used_us = opc__peer_now(p);
     if (sent) p->stats.messages_out++;
     if (p->stopping) opc__cond_all(&p->changed);
-    opc__node_unlock(p);
+    opc__peer_unlock(p);
 }
 
 OPC__FN opcomms_err opc__pub_call(opcomms_peer *p, const char *hash, const char *address,
@@ -19841,7 +19848,7 @@ OPC__FN opcomms_err opc__pub_call(opcomms_peer *p, const char *hash, const char 
     opc__link *l = NULL;
     opcomms_err rc;
     if (timeout_ms == 0) timeout_ms = p->cfg.send_timeout_ms;
-    call->deadline_us = opc__node_now(p) + (uint64_t)timeout_ms * 1000u;
+    call->deadline_us = opc__peer_now(p) + (uint64_t)timeout_ms * 1000u;
     rc = opc__pub_enter(p, hash, address, call, &l, err);
     if (rc != OPCOMMS_OK) return rc;
     opc__run_call(l, call);
@@ -19953,10 +19960,10 @@ OPC__FN uint32_t opc__pub_own_box(const opcomms_peer *p, uint8_t id) {
    OPC__MAILBOX_NONE with *rc set. */
 OPC__FN uint32_t opc__pub_await(opcomms_peer *p, uint8_t id, uint32_t timeout_ms,
                                 opcomms_err *rc) {
-    uint64_t start = opc__node_now(p);
+    uint64_t start = opc__peer_now(p);
     for (;;) {
         uint32_t i = OPC__MAILBOX_NONE;
-        uint64_t passed = opc__node_now(p) - start, left = UINT64_MAX;
+        uint64_t passed = opc__peer_now(p) - start, left = UINT64_MAX;
         *rc = OPCOMMS_E_CLOSED;
         if (p->store == NULL || p->stopping) return i;
         i = opc__mailbox_oldest(&p->mailbox, opc__pub_own_box(p, id), p->visible, 1);
@@ -19967,7 +19974,7 @@ OPC__FN uint32_t opc__pub_await(opcomms_peer *p, uint8_t id, uint32_t timeout_ms
             if (passed >= most) return i;
             left = most - passed;
         }
-        if (opc__node_inside(p)) {
+        if (opc__peer_inside(p)) {
             *rc = OPCOMMS_E_BUSY;
             return i;
         }
@@ -19995,7 +20002,7 @@ OPC__FN int opc__pub_flush(opcomms_peer *p) {
         opc__cond_wait(&p->changed, &p->lock, 1000000u);
         return 1;
     }
-    opc__node_flush_inline(p);
+    opc__peer_flush_inline(p);
     return 0;
 }
 
@@ -20011,7 +20018,7 @@ OPC__FN opcomms_err opc__pub_consume(opcomms_peer *p, uint32_t i) {
         rc = opc__node_consume(p, i, &position);
     }
     if (rc == OPCOMMS_OK) rc = p->store->c->write(p->store);
-    if (rc != OPCOMMS_OK) opc__node_failed(p, rc);
+    if (rc != OPCOMMS_OK) opc__peer_failed(p, rc);
     if (p->flushing) p->unwritten = 1;
     return rc;
 }
@@ -20041,7 +20048,7 @@ OPCOMMS_API opcomms_err opcomms_check_receive(opcomms_peer *peer, opcomms_identi
             from->id = meta.from_id;
         }
     }
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
 }
 
@@ -20050,7 +20057,7 @@ OPCOMMS_API opcomms_err opcomms_wait(opcomms_peer *peer, uint32_t timeout_ms) {
     if (peer == NULL) return OPCOMMS_E_INVAL;
     opc__mutex_lock(&peer->lock);
     (void)opc__pub_await(peer, 0, timeout_ms, &rc);
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc;
 }
 
@@ -20059,17 +20066,17 @@ OPC__FN opcomms_message *opc__pub_handle(opcomms_peer *p, opcomms_err *rc) {
     opcomms_message *m, *block;
     uint32_t i;
     *rc = OPCOMMS_E_LIMIT;
-    if (p->messages_free == NULL && p->messages_blocks < OPC__NODE_BLOCKS) {
+    if (p->messages_free == NULL && p->messages_blocks < OPC__PEER_BLOCKS) {
         *rc = OPCOMMS_E_NOMEM;
         if (p->messages == NULL) {
-            p->messages = (opcomms_message **)opc__mem_array(&p->mem, OPC__NODE_BLOCKS,
+            p->messages = (opcomms_message **)opc__mem_array(&p->mem, OPC__PEER_BLOCKS,
                                                              sizeof *p->messages);
         }
         if (p->messages == NULL) return NULL;
-        block = (opcomms_message *)opc__mem_array(&p->mem, OPC__NODE_MESSAGES, sizeof *block);
+        block = (opcomms_message *)opc__mem_array(&p->mem, OPC__PEER_MESSAGES, sizeof *block);
         if (block == NULL) return NULL;
         p->messages[p->messages_blocks++] = block;
-        for (i = OPC__NODE_MESSAGES; i > 0; i--) {
+        for (i = OPC__PEER_MESSAGES; i > 0; i--) {
             block[i - 1].next_free = p->messages_free;
             p->messages_free = &block[i - 1];
         }
@@ -20122,7 +20129,7 @@ OPCOMMS_API opcomms_err opcomms_receive_id(opcomms_peer *peer, uint8_t id, uint3
     opc__mutex_lock(&peer->lock);
     i = opc__pub_await(peer, id, timeout_ms, &rc);
     if (i != OPC__MAILBOX_NONE) rc = opc__pub_hand_out(peer, i, out);
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
 }
 
@@ -20151,7 +20158,7 @@ OPCOMMS_API opcomms_err opcomms_ack(opcomms_message *message, opcomms_error *err
         rc = opc__pub_consume(p, message->entry);
     }
     opc__pub_drop(message);
-    opc__node_unlock(p);
+    opc__peer_unlock(p);
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
 }
 
@@ -20163,7 +20170,7 @@ OPCOMMS_API void opcomms_release(opcomms_message *message) {
     if (opc__pub_message_lives(message)) opc__items_at(&p->items, message->entry)->out = 0;
     opc__pub_drop(message);
     opc__cond_all(&p->changed);
-    opc__node_unlock(p);
+    opc__peer_unlock(p);
 }
 
 OPCOMMS_API size_t opcomms_message_size(const opcomms_message *message) {
@@ -20205,7 +20212,7 @@ OPCOMMS_API opcomms_err opcomms_message_read(opcomms_message *message, uint64_t 
         rc = p->store->c->read(p->store, opc__items_ref(&p->items, message->entry), offset,
                                (uint8_t *)buf, len, got);
     }
-    opc__node_unlock(p);
+    opc__peer_unlock(p);
     return rc;
 }
 
@@ -20234,7 +20241,7 @@ OPCOMMS_API opcomms_err opcomms_client_open(opcomms_peer *peer, const char *hash
     }
     opc__mutex_lock(&peer->lock);
     c = (opcomms_client *)opc__mem_alloc(&peer->mem, sizeof *c);
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     if (c == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, NULL);
     c->peer = peer;
     memcpy(c->hash, hash, 65);
@@ -20249,7 +20256,7 @@ OPCOMMS_API void opcomms_client_close(opcomms_client *client) {
     p = client->peer;
     opc__mutex_lock(&p->lock);
     opc__mem_free(&p->mem, client, sizeof *client);
-    opc__node_unlock(p);
+    opc__peer_unlock(p);
 }
 
 OPCOMMS_API opcomms_err opcomms_client_send(opcomms_client *client, uint8_t from_id,
@@ -20340,9 +20347,9 @@ OPC__FN opcomms_err opc__pub_settle(opcomms_peer *p, uint64_t position) {
             opc__cond_wait(&p->changed, &p->lock, 1000000u);
         } else if (p->cfg.durability == OPCOMMS_DURABLE_ALWAYS &&
                    !(p->cfg.flags & OPCOMMS_MEMORY_STORE)) {
-            opc__node_flush_inline(p);
+            opc__peer_flush_inline(p);
         } else {
-            opc__node_flush(p, opc__node_now(p));
+            opc__peer_flush(p, opc__peer_now(p));
         }
     }
 }
@@ -20395,7 +20402,7 @@ OPC__FN opcomms_err opc__pub_store(opcomms_peer *p, const opc__call *call, const
 
 /* Why a component of this process cannot store anything now; the lock is held. */
 OPC__FN opcomms_err opc__pub_local(opcomms_peer *p) {
-    if (opc__node_inside(p)) return OPCOMMS_E_BUSY;
+    if (opc__peer_inside(p)) return OPCOMMS_E_BUSY;
     if (p->store == NULL || p->stopping) return OPCOMMS_E_CLOSED;
     return p->failed != OPCOMMS_OK ? OPCOMMS_E_POISONED : OPCOMMS_OK;
 }
@@ -20406,7 +20413,7 @@ OPC__FN opcomms_err opc__pub_keep(opcomms_peer *p, const opc__call *call,
     uint64_t position = 0;
     opcomms_err rc = opc__pub_store(p, call, from, &position);
     if (rc == OPCOMMS_OK) rc = opc__pub_settle(p, position);
-    if (rc == OPCOMMS_E_IO) opc__node_failed(p, rc);
+    if (rc == OPCOMMS_E_IO) opc__peer_failed(p, rc);
     opc__cond_all(&p->changed);
     return rc;
 }
@@ -20434,7 +20441,7 @@ OPCOMMS_API opcomms_err opcomms_local_send(opcomms_peer *peer, uint8_t from_id,
         rc = OPCOMMS_E_ROUTE;
     }
     if (rc == OPCOMMS_OK) rc = opc__pub_keep(peer, &call, peer->hash);
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
 }
 
@@ -20469,7 +20476,7 @@ OPCOMMS_API opcomms_err opcomms_local_import(opcomms_peer *peer, uint8_t id,
     opc__mutex_lock(&peer->lock);
     rc = opc__pub_local(peer);
     if (rc == OPCOMMS_OK) rc = opc__pub_keep(peer, &call, from);
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
 }
 
@@ -20501,7 +20508,7 @@ OPCOMMS_API opcomms_err opcomms_local_get(opcomms_peer *peer, uint8_t id, opcomm
                                   : opc__pub_copy(peer, i, (uint8_t *)buf, (size_t)meta.bytes);
         }
     }
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
 }
 
@@ -20515,7 +20522,7 @@ OPCOMMS_API opcomms_err opcomms_local_ack(opcomms_peer *peer, uint8_t id, uint64
         i = opc__mailbox_by_uid(&peer->mailbox, opc__pub_own_box(peer, id), peer->visible, uid);
         rc = i == OPC__MAILBOX_NONE ? OPCOMMS_E_NOT_FOUND : opc__pub_consume(peer, i);
     }
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
 }
 
@@ -20646,7 +20653,7 @@ OPC__FN opcomms_err opc__pub_queue(opcomms_peer *p, opc__order *o, uint64_t *pos
 /* As durable as a caller may expect when the call returns. */
 OPC__FN opcomms_err opc__pub_wait_stored(opcomms_peer *p, uint64_t position) {
     if (p->cfg.durability == OPCOMMS_DURABLE_ALWAYS) return opc__pub_settle(p, position);
-    opc__node_flush(p, opc__node_now(p)); /* a memory store is visible at once */
+    opc__peer_flush(p, opc__peer_now(p)); /* a memory store is visible at once */
     return OPCOMMS_OK;
 }
 
@@ -20665,7 +20672,7 @@ OPC__FN opcomms_err opc__pub_enqueue(opcomms_peer *p, opc__order *o) {
     opc__pub_unplace(p, o);
     if (rc != OPCOMMS_OK) return rc;
     rc = opc__pub_wait_stored(p, position);
-    opc__node_kick(p);
+    opc__peer_kick(p);
     return rc;
 }
 
@@ -20692,7 +20699,7 @@ OPCOMMS_API opcomms_err opcomms_enqueue(opcomms_peer *peer, const opcomms_identi
     rc = opc__pub_enqueue(peer, &o);
     if (rc == OPCOMMS_OK && number != NULL) *number = o.meta.uid;
     if (rc == OPCOMMS_E_FULL) peer->stats.queue_full++;
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
 }
 
@@ -20747,7 +20754,7 @@ OPCOMMS_API opcomms_err opcomms_queued_get(opcomms_peer *peer, uint64_t number,
     i = opc__pub_entry(peer, number);
     if (peer->store == NULL) rc = OPCOMMS_E_CLOSED;
     if (i != OPC__ITEMS_NONE) rc = opc__pub_describe(peer, i, out);
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc;
 }
 
@@ -20758,7 +20765,7 @@ OPCOMMS_API uint64_t opcomms_queued_count(opcomms_peer *peer, const char *hash) 
     if (hash != NULL && !opc__str_hash_parse(hash, strlen(hash), want)) return 0;
     opc__mutex_lock(&peer->lock);
     n = hash == NULL ? peer->outbox.queued : opc__outbox_server_count(&peer->outbox, want);
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return n;
 }
 
@@ -20775,7 +20782,7 @@ OPCOMMS_API opcomms_err opcomms_queued_next(opcomms_peer *peer, uint64_t after,
         i = best;
         if (i != OPC__ITEMS_NONE) rc = opc__pub_describe(peer, i, out);
     }
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc;
 }
 
@@ -20784,7 +20791,7 @@ OPCOMMS_API uint64_t opcomms_dead_count(opcomms_peer *peer) {
     if (peer == NULL) return 0;
     opc__mutex_lock(&peer->lock);
     n = peer->outbox.dead;
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return n;
 }
 
@@ -20804,7 +20811,7 @@ OPCOMMS_API opcomms_err opcomms_dead_next(opcomms_peer *peer, uint64_t after,
         }
     }
     if (best != OPC__ITEMS_NONE) rc = opc__pub_describe(peer, best, out);
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc;
 }
 
@@ -20825,7 +20832,7 @@ OPCOMMS_API opcomms_err opcomms_queued_read(opcomms_peer *peer, uint64_t number,
                                       (uint8_t *)buf, len, got);
         }
     }
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc;
 }
 
@@ -20863,9 +20870,9 @@ OPCOMMS_API opcomms_err opcomms_cancel(opcomms_peer *peer, uint64_t number, opco
         peer->unflushed++;
         rc = opc__pub_wait_stored(peer, position);
         if (rc == OPCOMMS_OK && tried) rc = OPCOMMS_E_UNKNOWN_OUTCOME;
-        opc__node_kick(peer);
+        opc__peer_kick(peer);
     }
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
 }
 
@@ -20885,7 +20892,7 @@ OPCOMMS_API opcomms_err opcomms_dead_drop(opcomms_peer *peer, uint64_t number,
         peer->unflushed++;
         rc = opc__pub_wait_stored(peer, position);
     }
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
 }
 
@@ -20970,9 +20977,9 @@ OPCOMMS_API opcomms_err opcomms_dead_requeue(opcomms_peer *peer, uint64_t number
     if (rc == OPCOMMS_OK) {
         if (fresh_number != NULL) *fresh_number = o.meta.uid;
         rc = opc__pub_wait_stored(peer, position);
-        opc__node_kick(peer);
+        opc__peer_kick(peer);
     }
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
 }
 
@@ -20982,12 +20989,12 @@ OPCOMMS_API opcomms_err opcomms_next_event(opcomms_peer *peer, uint32_t timeout_
     opcomms_err rc = OPCOMMS_E_EMPTY;
     if (peer == NULL || out == NULL) return OPCOMMS_E_INVAL;
     opc__mutex_lock(&peer->lock);
-    start = opc__node_now(peer);
+    start = opc__peer_now(peer);
     while (!opc__peer_event_take(peer, out)) {
-        uint64_t passed = opc__node_now(peer) - start, left = UINT64_MAX;
+        uint64_t passed = opc__peer_now(peer) - start, left = UINT64_MAX;
         if (peer->stopping) rc = OPCOMMS_E_CLOSED;
         if (peer->stopping || timeout_ms == 0) break;
-        if (opc__node_inside(peer)) rc = OPCOMMS_E_BUSY;
+        if (opc__peer_inside(peer)) rc = OPCOMMS_E_BUSY;
         if (rc == OPCOMMS_E_BUSY) break;
         if (timeout_ms != OPCOMMS_FOREVER) {
             if (passed >= (uint64_t)timeout_ms * 1000u) break;
@@ -20996,7 +21003,7 @@ OPCOMMS_API opcomms_err opcomms_next_event(opcomms_peer *peer, uint32_t timeout_
         opc__pub_rest(peer, left);
     }
     if (rc == OPCOMMS_E_EMPTY && out->state != 0) rc = OPCOMMS_OK;
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc;
 }
 
@@ -21020,7 +21027,7 @@ OPCOMMS_API opcomms_err opcomms_receive_batch(opcomms_peer *peer, uint8_t id, ui
         i = opc__mailbox_after(&peer->mailbox, i, peer->visible);
     }
     if (*count > 0) rc = OPCOMMS_OK;
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
 }
 
@@ -21059,7 +21066,7 @@ OPC__FN opcomms_err opc__pub_ack_batch(opcomms_peer *p, opcomms_message *const *
         if (rc == OPCOMMS_OK) {
             rc = opc__pub_consume_batch(p, messages, count, &position);
             if (rc == OPCOMMS_OK) rc = p->store->c->write(p->store);
-            if (rc != OPCOMMS_OK) opc__node_failed(p, rc);
+            if (rc != OPCOMMS_OK) opc__peer_failed(p, rc);
             if (p->flushing) p->unwritten = 1;
             return rc;
         }
@@ -21088,7 +21095,7 @@ OPCOMMS_API opcomms_err opcomms_ack_batch(opcomms_message *const *messages, size
     for (i = 0; i < count; i++) {
         if (messages[i] != NULL && messages[i]->peer == p) opc__pub_drop(messages[i]);
     }
-    opc__node_unlock(p);
+    opc__peer_unlock(p);
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
 }
 
@@ -21207,11 +21214,11 @@ OPCOMMS_API opcomms_err opcomms_commit(opcomms_peer *peer, opcomms_message *cons
         peer->unflushed++;
         rc = position > 0 ? opc__pub_wait_stored(peer, position) : OPCOMMS_OK;
         if (rc != OPCOMMS_OK) (void)opc__err_set(err, rc, 0, NULL);
-        opc__node_kick(peer);
+        opc__peer_kick(peer);
     }
     for (i = 0; orders != NULL && i < outgoing_count; i++) opc__pub_unplace(peer, &orders[i]);
     if (orders != NULL) opc__mem_free(&peer->mem, orders, outgoing_count * sizeof *orders);
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc;
 }
 
@@ -21229,7 +21236,7 @@ OPCOMMS_API opcomms_err opcomms_get_state(opcomms_peer *peer, void *buf, size_t 
             memcpy(buf, peer->state, peer->state_len);
         }
     }
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc;
 }
 
@@ -21251,10 +21258,10 @@ OPCOMMS_API opcomms_err opcomms_accept_rollback(opcomms_peer *peer, const char *
         rc = peer->store->c->note(peer->store, OPC__NOTE_PEER, note, n, &position);
         peer->unflushed++;
         if (rc == OPCOMMS_OK) rc = opc__pub_wait_stored(peer, position);
-        opc__peer_wake(peer, key);
-        opc__node_kick(peer);
+        opc__peer_rouse(peer, key);
+        opc__peer_kick(peer);
     }
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, NULL);
 }
 
@@ -21292,7 +21299,7 @@ OPCOMMS_API opcomms_err opcomms_get_stats(opcomms_peer *peer, opcomms_stats *sta
     }
     now.memory_bytes = peer->mem.used;
     if (peer->store != NULL) now.log_bytes = peer->store->c->bytes(peer->store);
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     size = stats->size < sizeof now ? stats->size : (uint32_t)sizeof now;
     now.size = size;
     memcpy(stats, &now, size);
@@ -21320,7 +21327,7 @@ OPCOMMS_API opcomms_err opcomms_pollfds(opcomms_peer *peer, opcomms_pollfd *fds,
             memcpy(fds, peer->fds, n * sizeof *fds);
         }
     }
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc;
 }
 
@@ -21328,25 +21335,25 @@ OPCOMMS_API opcomms_err opcomms_poll(opcomms_peer *peer, uint32_t timeout_ms) {
     opcomms_err rc = OPCOMMS_OK;
     if (peer == NULL) return OPCOMMS_E_INVAL;
     opc__mutex_lock(&peer->lock);
-    if (!(peer->cfg.flags & OPCOMMS_NO_BACKGROUND) || peer->pumping || opc__node_inside(peer)) {
+    if (!(peer->cfg.flags & OPCOMMS_NO_BACKGROUND) || peer->pumping || opc__peer_inside(peer)) {
         rc = OPCOMMS_E_BUSY;
     } else if (peer->stopping) {
         rc = OPCOMMS_E_CLOSED;
     }
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     if (rc != OPCOMMS_OK) return rc;
     return opc__run_pump(peer, timeout_ms > 0x7fffffffu ? -1 : (int32_t)timeout_ms);
 }
 
 /* Calls of other threads over links: waits for them a while, then cuts them off. */
 OPC__FN void opc__pub_stop_links(opcomms_peer *p) {
-    uint64_t stop_at = opc__node_now(p) + OPC__NODE_STOP_US;
+    uint64_t stop_at = opc__peer_now(p) + OPC__PEER_STOP_US;
     int cut = 0;
     for (;;) {
         uint32_t i, busy = 0;
         for (i = 0; i < p->links_count; i++) busy += p->links[i]->refs;
         if (busy == 0) return;
-        if (!cut && opc__node_now(p) >= stop_at) {
+        if (!cut && opc__peer_now(p) >= stop_at) {
             cut = 1;
             for (i = 0; i < p->links_count; i++) {
                 opc__link *l = p->links[i];
@@ -21365,20 +21372,20 @@ OPCOMMS_API opcomms_err opcomms_stop(opcomms_peer *peer) {
     opcomms_err rc;
     if (peer == NULL) return OPCOMMS_E_INVAL;
     opc__mutex_lock(&peer->lock);
-    if (opc__node_inside(peer)) {
-        opc__node_unlock(peer);
+    if (opc__peer_inside(peer)) {
+        opc__peer_unlock(peer);
         return OPCOMMS_E_BUSY;
     }
     if (peer->stopping) { /* a second stop waits for the first */
         while (!peer->stopped) opc__cond_wait(&peer->changed, &peer->lock, 50000u);
         rc = peer->failed;
-        opc__node_unlock(peer);
+        opc__peer_unlock(peer);
         return rc;
     }
     peer->stopping = 1;
     opc__cond_all(&peer->changed);
     opc__pub_stop_links(peer);
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     opc__run_end(peer);
     opc__mutex_lock(&peer->lock);
     /* A flush in the thread of a caller that is consuming a message still uses the store. */
@@ -21387,7 +21394,7 @@ OPCOMMS_API opcomms_err opcomms_stop(opcomms_peer *peer) {
     peer->failed = rc;
     peer->stopped = 1;
     opc__cond_all(&peer->changed);
-    opc__node_unlock(peer);
+    opc__peer_unlock(peer);
     return rc;
 }
 
