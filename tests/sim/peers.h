@@ -6,6 +6,11 @@
 #define SIM_PEERS 8
 #define SIM_LOG "peer.log"
 
+/* What peers speak unless a test says otherwise: 0 is whatever two of them agree on. */
+#ifndef SIM_PROTOCOL
+#define SIM_PROTOCOL OPCOMMS_TARPC_ONLY
+#endif
+
 typedef struct sim_peer {
     fake_host *host;
     fake_memory memory;
@@ -95,7 +100,7 @@ FAKE_FN sim_peer *sim_add(sim *s, int key) {
     CHECK_EQ(opcomms_routing_table_new(NULL, &p->routes), OPCOMMS_OK);
     CHECK_EQ(opcomms_routing_table_allow_all(p->routes, 1), OPCOMMS_OK);
     opcomms_config_init(&p->cfg);
-    p->cfg.flags = OPCOMMS_NO_BACKGROUND;
+    p->cfg.flags = OPCOMMS_NO_BACKGROUND | SIM_PROTOCOL;
     p->cfg.address = p->address;
     p->cfg.key_file = "key.pem";
     p->cfg.log_path = SIM_LOG;
