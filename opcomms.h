@@ -17679,8 +17679,9 @@ OPC__FN int opc__link_pump(opc__link *l) {
         uint32_t reads = 0;
         /* A kept connection may have been closed while it was idle. Everything that has arrived is
            read before a request goes out, so that it is not written into a dead connection. */
-        while (more && may_recv && reads++ < 64 && l->reused && l->conn.waiting == NULL &&
+        while (more && reads++ < 64 && l->reused && l->conn.waiting == NULL &&
                l->conn.out_stage == OPC__OUT_IDLE && !opc__tls_closed(&l->conn.tls)) {
+            may_recv = 1; /* a record may come in pieces */
             more = opc__link_wire(l, &may_recv);
         }
         if (l->conn.input_ended && l->conn.state == OPC__CONN_OPEN && l->conn.waiting == NULL) {
