@@ -39,13 +39,38 @@ TEST(every_size_and_byte_arrives_as_it_was_sent) {
         CHECK_EQ(opcomms_check_receive(b.peer, NULL, back, sizes[i], &len, &err), OPCOMMS_OK);
         CHECK(len == sizes[i] && memcmp(data, back, len) == 0);
     }
-    memset(data, 200, 4 << 20);
-    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, data, 2200000, 0, &err), OPCOMMS_E_LIMIT);
-    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, data, 1, 0, &err), OPCOMMS_OK);
     end(&a);
     end(&b);
     free(data);
     free(back);
+}
+
+/* 2 200 000 bytes of three digits each are no frame of tarpc, which natively does not matter. */
+TEST(what_does_not_fit_is_refused_before_anything_is_sent) {
+    uint8_t *data = (uint8_t *)malloc((8 << 20) + 1);
+    opcomms_error err;
+    opcomms_stats stats;
+    size_t len = 0;
+    both(OPCOMMS_KEY_P256);
+    memset(data, 200, (8 << 20) + 1);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, data, 2200000, 60000, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_check_receive(b.peer, NULL, data, 8 << 20, &len, &err), OPCOMMS_OK);
+    CHECK_EQ(len, 2200000);
+    /* cfg.message_bytes_max, by default 8 MiB */
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, data, (8 << 20) + 1, 0, &err),
+             OPCOMMS_E_LIMIT);
+    CHECK_EQ(opcomms_stop(a.peer), OPCOMMS_OK);
+    opcomms_free(a.peer);
+    a.flags = OPCOMMS_TARPC_ONLY;
+    CHECK_EQ(start(&a, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, data, 2200000, 0, &err), OPCOMMS_E_LIMIT);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, data, 1, 0, &err), OPCOMMS_OK);
+    stats.size = sizeof stats;
+    CHECK_EQ(opcomms_get_stats(b.peer, &stats), OPCOMMS_OK);
+    CHECK_EQ(stats.messages_in, 2);
+    end(&a);
+    end(&b);
+    free(data);
 }
 
 TEST(nobody_is_served_who_is_not_meant) {
@@ -222,6 +247,7 @@ int main(void) {
     if (!party_begin()) return 1;
     RUN(the_seed_program_works_in_one_thread);
     RUN(every_size_and_byte_arrives_as_it_was_sent);
+    RUN(what_does_not_fit_is_refused_before_anything_is_sent);
     RUN(nobody_is_served_who_is_not_meant);
     RUN(removal_closes_the_live_connection);
     RUN(a_restarted_receiver_keeps_its_mail_and_is_reached_again);

@@ -494,7 +494,6 @@ TEST(a_message_handed_out_is_the_callers_until_it_is_acknowledged_or_released) {
         m[i] = NULL;
     }
     for (i = 0; i < 64; i++) CHECK_EQ(opcomms_receive(b.peer, 0, &m[i], &err), OPCOMMS_OK);
-    CHECK_EQ(opcomms_receive(b.peer, 0, &m[64], &err), OPCOMMS_E_LIMIT);
     CHECK_EQ(opcomms_message_size(m[3]), 1);
     CHECK_EQ(opcomms_message_number(m[3]), 4);
     CHECK_EQ(opcomms_message_flags(m[3]), 0);
@@ -523,6 +522,34 @@ TEST(a_message_handed_out_is_the_callers_until_it_is_acknowledged_or_released) {
     end(&b);
 }
 
+TEST(at_most_16384_messages_are_handed_out_at_once) {
+    const size_t most = 256 * 64;
+    opcomms_message **m = (opcomms_message **)calloc(most + 1, sizeof *m);
+    opcomms_identifier to;
+    opcomms_config cfg;
+    opcomms_error err;
+    size_t i, count = 0;
+    make(&b, "b", OPCOMMS_KEY_P256);
+    fill(&cfg, &b);
+    cfg.flags = OPCOMMS_MEMORY_STORE;
+    cfg.queue_depth_max = (uint32_t)most + 1;
+    CHECK_EQ(opcomms_new(&cfg, &b.peer, &err), OPCOMMS_OK);
+    memset(&to, 0, sizeof to);
+    memcpy(to.hash, b.hash, sizeof b.hash);
+    for (i = 0; i <= most; i++) {
+        if (opcomms_local_send(b.peer, 0, &to, "m", 1, 0, &err) != OPCOMMS_OK) break;
+    }
+    CHECK_EQ(i, most + 1);
+    CHECK_EQ(opcomms_receive_batch(b.peer, 0, 0, m, most + 1, &count, &err), OPCOMMS_OK);
+    CHECK_EQ(count, most);
+    CHECK_EQ(opcomms_receive(b.peer, 0, &m[most], &err), OPCOMMS_E_LIMIT);
+    CHECK_EQ(opcomms_ack(m[0], &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_receive(b.peer, 0, &m[most], &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_message_number(m[most]), most + 1);
+    end(&b);
+    free(m);
+}
+
 TEST(a_large_message_is_read_in_pieces) {
     const size_t len = 300000;
     uint8_t *data = (uint8_t *)malloc(len);
@@ -548,13 +575,16 @@ TEST(a_large_message_is_read_in_pieces) {
     end(&b);
 }
 
-TEST(queues_refuse_when_full_and_drop_nothing) {
+TEST(queues_refuse_a_tarpc_sender_when_full_and_drop_nothing) {
     opcomms_config cfg;
     opcomms_error err;
     char text[8];
     size_t len = 0;
     both(OPCOMMS_KEY_P256);
     opcomms_free(b.peer);
+    opcomms_free(a.peer);
+    a.flags = OPCOMMS_TARPC_ONLY;
+    CHECK_EQ(start(&a, &err), OPCOMMS_OK);
     fill(&cfg, &b);
     cfg.queue_depth_max = 3;
     CHECK_EQ(opcomms_new(&cfg, &b.peer, &err), OPCOMMS_OK);
@@ -574,6 +604,66 @@ TEST(queues_refuse_when_full_and_drop_nothing) {
     CHECK_EQ(opcomms_check_receive(b.peer, NULL, text, 8, &len, &err), OPCOMMS_OK);
     CHECK_EQ(opcomms_check_receive(b.peer, NULL, text, 8, &len, &err), OPCOMMS_OK);
     CHECK_EQ(text[0], '5');
+    CHECK_EQ(opcomms_check_receive(b.peer, NULL, text, 8, &len, &err), OPCOMMS_E_EMPTY);
+    end(&a);
+    end(&b);
+}
+
+typedef struct late {
+    opcomms_err rc;
+    opcomms_error err;
+} late;
+
+static void *late_sender(void *arg) {
+    late *l = (late *)arg;
+    l->rc = opcomms_send(a.peer, b.hash, b.address, "5", 1, 60000, &l->err);
+    return NULL;
+}
+
+TEST(a_full_queue_makes_a_native_sender_wait_and_drops_nothing) {
+    opcomms_config cfg;
+    opcomms_error err;
+    opcomms_identifier to;
+    opcomms_event event;
+    pthread_t t;
+    late l;
+    char text[8];
+    size_t len = 0, i;
+    uint64_t number = 0;
+    both(OPCOMMS_KEY_P256);
+    opcomms_free(b.peer);
+    fill(&cfg, &b);
+    cfg.queue_depth_max = 3;
+    CHECK_EQ(opcomms_new(&cfg, &b.peer, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_get_address(b.peer, b.address, sizeof b.address), OPCOMMS_OK);
+    for (i = 1; i <= 3; i++) {
+        text[0] = (char)('0' + i);
+        CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, text, 1, 0, &err), OPCOMMS_OK);
+    }
+    /* Without room at the receiver it does not leave, and the time passes. */
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "4", 1, 200, &err), OPCOMMS_E_TIMEOUT);
+    CHECK_EQ(pthread_create(&t, NULL, late_sender, &l), 0);
+    memset(&to, 0, sizeof to);
+    memcpy(to.hash, b.hash, sizeof b.hash);
+    CHECK_EQ(opcomms_enqueue(a.peer, &to, b.address, NULL, 0, "6", 1, NULL, &number, &err),
+             OPCOMMS_OK);
+    CHECK_EQ(opcomms_next_event(a.peer, 200, &event), OPCOMMS_E_EMPTY);
+    CHECK_EQ(opcomms_queued_count(a.peer, b.hash), 1);
+    for (i = 1; i <= 3; i++) { /* what was stored, in order; now there is room */
+        CHECK_EQ(opcomms_check_receive(b.peer, NULL, text, 8, &len, &err), OPCOMMS_OK);
+        CHECK_EQ(text[0], '0' + (char)i);
+    }
+    CHECK_EQ(pthread_join(t, NULL), 0);
+    CHECK_EQ(l.rc, OPCOMMS_OK);
+    CHECK_EQ(opcomms_next_event(a.peer, 60000, &event), OPCOMMS_OK);
+    CHECK_EQ(event.number, number);
+    CHECK_EQ(event.state, OPCOMMS_STATE_DURABLE);
+    CHECK_EQ(opcomms_queued_count(a.peer, NULL), 0);
+    CHECK_EQ(opcomms_check_receive(b.peer, NULL, text, 8, &len, &err), OPCOMMS_OK);
+    CHECK(text[0] == '5' || text[0] == '6');
+    i = (size_t)('5' + '6' - text[0]);
+    CHECK_EQ(opcomms_check_receive(b.peer, NULL, text, 8, &len, &err), OPCOMMS_OK);
+    CHECK_EQ(text[0], i);
     CHECK_EQ(opcomms_check_receive(b.peer, NULL, text, 8, &len, &err), OPCOMMS_E_EMPTY);
     end(&a);
     end(&b);
@@ -818,8 +908,9 @@ int main(void) {
     RUN(sessions_are_resumed_until_the_list_changes);
     RUN(a_senders_idle_connection_is_closed_by_itself);
     RUN(a_message_handed_out_is_the_callers_until_it_is_acknowledged_or_released);
+    RUN(at_most_16384_messages_are_handed_out_at_once);
     RUN(a_large_message_is_read_in_pieces);
-    RUN(queues_refuse_when_full_and_drop_nothing);
+    RUN(queues_refuse_a_tarpc_sender_when_full_and_drop_nothing);
     RUN(every_durability_and_the_memory_store_deliver);
     RUN(stop_wakes_who_waits_and_may_be_called_by_several);
     RUN(blocking_calls_are_refused_inside_a_callback);
