@@ -105,7 +105,7 @@ static void put(uint8_t *p, void *user) {
     for (;;) {
         rc = opcomms_enqueue(sender, &to, raw_page->address, NULL, 0, p, size, NULL, NULL, &err);
         if (rc != OPCOMMS_E_FULL) break;
-        raw_rest(200);
+        (void)poll(NULL, 0, 1);
     }
     check(rc, "opcomms_enqueue");
 }
@@ -126,7 +126,7 @@ static void commit_all(void) {
         size_t n = commit.n - at < commit.most ? commit.n - at : commit.most;
         opcomms_err rc = opcomms_commit(sender, NULL, 0, commit.out + at, n, NULL, 0, &err);
         if (rc == OPCOMMS_E_FULL) {
-            raw_rest(200);
+            (void)poll(NULL, 0, 1);
         } else if (rc == OPCOMMS_E_LIMIT && commit.most > 1) {
             commit.most /= 2;
         } else {
@@ -157,7 +157,7 @@ static void settle(void) {
     double limit = raw_now() + 30e6;
     uint64_t left;
     while ((left = opcomms_queued_count(sender, NULL)) > 0) {
-        raw_rest(1000);
+        (void)poll(NULL, 0, 1);
         if (raw_now() < limit) continue;
         errno = 0;
         raw_die("%llu of %llu are not acknowledged", (unsigned long long)left,
@@ -270,11 +270,11 @@ static void trip_receive(const kind *k) {
         int order = __atomic_load_n(&raw_page->order, __ATOMIC_ACQUIRE);
         if (order > raw_page->done) {
             (void)clear(peer);
-            __atomic_store_n(&raw_page->done, order, __ATOMIC_RELEASE);
+            raw_set(&raw_page->done, order);
         } else if (k->flags & OPCOMMS_NO_BACKGROUND) {
             check(opcomms_poll(peer, 20), "opcomms_poll");
         } else {
-            raw_rest(2000);
+            raw_wait(&raw_page->order, order, 1000);
         }
     }
 }

@@ -1,9 +1,9 @@
 /* The raw limits: what no implementation can be faster than. Prints lines "name.size.what value".
    raw tls SIZE SECONDS             bare BearSSL, AES-128-GCM, pinned keys: messages in full records
-   raw durable SIZE SECONDS WINDOW DIR  the same; one thread opens the records, another appends, syncs
-                                    and acknowledges; at most WINDOW messages are under way
-   raw append SIZE SECONDS DIR COUNT  COUNT messages are appended and synced, again and again
-   raw aead SIZE SECONDS            AES-128-GCM alone */
+   raw durable SIZE SECONDS WINDOW DIR   the same; one thread opens the records, another appends,
+                                   syncs and acknowledges; at most WINDOW messages are under way
+   raw append SIZE SECONDS DIR COUNT     COUNT messages are appended and synced, again and again
+   raw aead SIZE SECONDS           AES-128-GCM alone */
 #define _GNU_SOURCE
 #include "raw.h"
 

@@ -8,6 +8,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sched.h>
@@ -20,6 +21,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -68,10 +70,17 @@ RAW_FN double raw_now(void) { /* us */
     return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
 }
 
-RAW_FN void raw_rest(long us) {
-    struct timespec t = {0, 0};
-    t.tv_nsec = us * 1000;
-    nanosleep(&t, NULL);
+/* Waits until a number in the page is another than `seen`, but not longer than that. */
+RAW_FN void raw_wait(volatile int *what, int seen, long ms) {
+    struct timespec t;
+    t.tv_sec = ms / 1000;
+    t.tv_nsec = ms % 1000 * 1000000;
+    (void)syscall(SYS_futex, (int *)what, FUTEX_WAIT, seen, &t, NULL, 0); /* may return early */
+}
+
+RAW_FN void raw_set(volatile int *what, int value) {
+    __atomic_store_n(what, value, __ATOMIC_RELEASE);
+    (void)syscall(SYS_futex, (int *)what, FUTEX_WAKE, 1 << 30, NULL, NULL, 0);
 }
 
 /* The first processor we may use, or the last: all threads this one starts stay there too. */
@@ -116,24 +125,26 @@ RAW_FN pid_t raw_start(void) {
     return raw_child;
 }
 
-RAW_FN void raw_reach(int stage) { __atomic_store_n(&raw_page->stage, stage, __ATOMIC_RELEASE); }
+RAW_FN void raw_reach(int stage) { raw_set(&raw_page->stage, stage); }
 
 RAW_FN void raw_await(volatile int *what, int value) {
     double limit = raw_now() + 30e6;
-    while (__atomic_load_n(what, __ATOMIC_ACQUIRE) < value) {
+    int now;
+    while ((now = __atomic_load_n(what, __ATOMIC_ACQUIRE)) < value) {
         int status;
         if (waitpid(raw_child, &status, WNOHANG) == raw_child) {
             raw_child = 0;
             raw_die("the receiver has ended with status %d", status);
         }
         if (raw_now() > limit) raw_die("the receiver is silent");
-        raw_rest(200);
+        raw_wait(what, now, 100);
     }
 }
 
 /* Lets the receiver do something and waits until it is done. */
 RAW_FN void raw_order(void) {
-    int order = __atomic_add_fetch(&raw_page->order, 1, __ATOMIC_RELEASE);
+    int order = raw_page->order + 1;
+    raw_set(&raw_page->order, order);
     raw_await(&raw_page->done, order);
 }
 
