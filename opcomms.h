@@ -17382,6 +17382,8 @@ OPC__FN int opc__node_slot_reap(opcomms_peer *p, uint32_t i, uint64_t now_us) {
     opc__conn *c = &s->conn;
     uint64_t handshake_us = (uint64_t)p->cfg.handshake_timeout_ms * 1000u;
     uint64_t idle_us = (uint64_t)p->cfg.idle_timeout_ms * 1000u;
+    if (now_us < s->since_us) now_us = s->since_us; /* it was made since the clock was read */
+    if (now_us < s->active_us) now_us = s->active_us;
     if (s->linger_until_us != 0) {
         uint8_t sink[512];
         size_t got = 0;
