@@ -16392,6 +16392,7 @@ OPC__FN int opc__flow_write_channel(opc__flow *f, opc__flow_out *ch, opc__pen *p
             opc__peer_unserved(f->peer, ch->dest, OPCOMMS_OK);
         }
         memset(ch, 0, sizeof *ch);
+        opc__peer_rouse(f->peer, opc__tls_peer(&f->slot->conn.tls)); /* one may wait for it */
         return OPC__PEN_WROTE;
     }
     if (ch->abort) {
@@ -16664,7 +16665,19 @@ OPC__FN opcomms_err opc__flow_step(opc__conn *c, uint64_t now_us) {
 OPC__FN int opc__flow_serve(opc__flow *f, uint32_t dest, const opc__epoch *epoch) {
     opc__dest *d = &f->peer->outbox.dests[dest];
     opc__flow_out *ch = opc__flow_out_room(f);
-    if (ch == NULL) return 0;
+    uint32_t i;
+    if (ch == NULL) { /* all are taken: one that has nothing to do gives way */
+        for (i = 0; i < f->out_cap; i++) {
+            ch = &f->out[i];
+            if (ch->state == OPC__FLOW_OPEN && ch->stream == OPC__STREAM_QUEUE &&
+                ch->settled == ch->last && !ch->under_way && !ch->abort &&
+                f->peer->outbox.dests[ch->dest].count == 0) {
+                ch->state = OPC__FLOW_CLOSING;
+                break;
+            }
+        }
+        return 0;
+    }
     memset(ch, 0, sizeof *ch);
     ch->state = OPC__FLOW_OPENING;
     ch->stream = OPC__STREAM_QUEUE;
@@ -17026,9 +17039,9 @@ OPC__FN void opc__node_over(opcomms_peer *p, opc__slot *s) {
     if (!s->client) return;
     while (*at != NULL) {
         opc__call *call = *at;
-        if (memcmp(call->server, s->hash, 32) != 0 || !opc__id_same(&call->to, &s->address) ||
-            (worked && !call->again)) {
-            call->again = 1;
+        int mine = memcmp(call->server, s->hash, 32) == 0 && opc__id_same(&call->to, &s->address);
+        if (!mine || (worked && !call->again)) {
+            if (mine) call->again = 1;
             at = &call->next;
             continue;
         }
@@ -17919,6 +17932,11 @@ OPC__FN void opc__node_directs(opcomms_peer *p) {
         opc__slot *s = opc__node_find(p, call->server, &call->to);
         opcomms_err rc = OPCOMMS_OK;
         int os = 0;
+        if (p->stopping) {
+            *at = call->next;
+            opc__peer_fail(p, call, OPCOMMS_E_CLOSED, 0, 0, NULL);
+            continue;
+        }
         if (s != NULL) {
             *at = call->next;
             opc__flow_link(&s->flow->calls, call);
@@ -19530,6 +19548,7 @@ OPC__FN opcomms_err opc__pub_tables(opcomms_peer *p, opcomms_error *err) {
 OPC__FN opcomms_err opc__pub_close(opcomms_peer *p) {
     opcomms_err rc = OPCOMMS_OK;
     while (p->slots_count > 0) opc__node_slot_close(p, p->slots_count - 1);
+    opc__node_directs(p); /* who waits for an answer learns that there will be none */
     while (p->links_count > 0) opc__link_free(p, p->links_count - 1);
     if (p->listener != OPCOMMS_NO_HANDLE) p->plat->sock_close(p->plat->user, p->listener);
     p->listener = OPCOMMS_NO_HANDLE;
@@ -21394,6 +21413,7 @@ OPCOMMS_API opcomms_err opcomms_stop(opcomms_peer *peer) {
     /* A flush in the thread of a caller that is consuming a message still uses the store. */
     while (peer->flushing) opc__cond_wait(&peer->changed, &peer->lock, 50000u);
     rc = opc__pub_close(peer);
+    while (peer->waiters > 0) opc__cond_wait(&peer->changed, &peer->lock, 50000u);
     peer->failed = rc;
     peer->stopped = 1;
     opc__cond_all(&peer->changed);
