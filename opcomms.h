@@ -6958,6 +6958,13 @@ enum { OPC__NOTE_SEEN = 9, OPC__NOTE_STATE = 10, OPC__NOTE_PEER = 13, OPC__NOTE_
 
 typedef struct opc__store opc__store;
 
+/* How much room there is. What is used and not live, compaction gives back, but for `notes`. */
+typedef struct opc__space {
+    uint64_t used;
+    uint64_t limit;
+    uint64_t live; /* messages that are not over */
+} opc__space;
+
 /* Everything but flush_run is called under the owner's lock. Positions grow with every append; an
    operation with position P is durable when durable() >= P. OPCOMMS_E_AGAIN: no room until a flush
    ends; nothing was consumed. */
@@ -6998,6 +7005,13 @@ typedef struct opc__store_class {
     opcomms_err (*note)(opc__store *s, unsigned type, const uint8_t *body, size_t n,
                         uint64_t *position);
     void (*epoch)(opc__store *s, opc__epoch *out);
+    /* Compaction, for the time when nothing else is to do: one bounded piece of it. It begins by
+       itself when that is worth the while; force: in any case. OPCOMMS_E_AGAIN: nothing to do now.
+       *flush 1: a flush was begun, as by flush_begin; while the last one of a compaction runs,
+       there is no room. Any other error: it was given up, the store is as good as before unless
+       that is OPCOMMS_E_POISONED. */
+    opcomms_err (*compact)(opc__store *s, int force, int *flush);
+    void (*space)(opc__store *s, opc__space *out);
 } opc__store_class;
 
 struct opc__store {
@@ -7013,10 +7027,13 @@ typedef struct opc__store_owner {
        it was consumed since or not; and a note. */
     opcomms_err (*seen)(void *user, const opc__msg_meta *meta);
     opcomms_err (*note)(void *user, unsigned type, const uint8_t *body, size_t n);
-    /* Compaction: is this message not over yet? Then it is given its place to come. */
+    /* Compaction: 0: this message is over. Else 1, or 1 more than how often it was tried, which
+       lets the store forget earlier attempts; then it is given its place to come. Every message
+       whose commit has returned is asked for. Without this function nothing is compacted. */
     int (*live)(void *user, uint64_t uid);
     void (*moved)(void *user, uint64_t uid, uint64_t ref);
-    /* Asks for all notes anew, by `note`. */
+    /* Asks for all notes anew, by `note`, but for that of this opening. Without this function all
+       stay that ever were. */
     opcomms_err (*notes)(void *user);
     /* 1: the places to come are those that count now; 0: forget them. */
     void (*switched)(void *user, int done);
@@ -7279,6 +7296,17 @@ OPC__FN opcomms_err opc__ram_flush_end(opc__store *s, opcomms_err result) {
     return result;
 }
 OPC__FN uint64_t opc__ram_bytes(opc__store *s) { return ((opc__ram *)(void *)s)->bytes; }
+OPC__FN opcomms_err opc__ram_compact(opc__store *s, int force, int *flush) {
+    (void)s;
+    (void)force;
+    *flush = 0;
+    return OPCOMMS_E_AGAIN; /* what is over is gone */
+}
+OPC__FN void opc__ram_space(opc__store *s, opc__space *out) {
+    const opc__ram *r = (const opc__ram *)(void *)s;
+    out->used = out->live = r->bytes;
+    out->limit = r->bytes_max;
+}
 
 OPC__FN opcomms_err opc__ram_close(opc__store *s) {
     opc__ram *r = (opc__ram *)(void *)s;
@@ -7305,7 +7333,7 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
         opc__ram_position, opc__ram_position, opc__ram_position, opc__ram_write,
         opc__ram_flush_begin, opc__ram_flush_begin, opc__ram_write, opc__ram_flush_end,
         opc__ram_close, opc__ram_bytes, opc__ram_hold, opc__ram_done, opc__ram_tried,
-        opc__ram_note, opc__ram_epoch,
+        opc__ram_note, opc__ram_epoch, opc__ram_compact, opc__ram_space,
     };
     opc__ram *r = (opc__ram *)opc__mem_alloc(mem, sizeof *r);
     if (r == NULL) return OPCOMMS_E_NOMEM;
@@ -7397,6 +7425,13 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
    Space: zeros are written ahead of the batches and synced, so that a sync of a batch need not also
    commit a new file size; zeros behind the last batch are no tail.
 
+   Compaction and backup write what is live into a new file, beside the log under its name and
+   ".new" (a backup: under its own and ".part"), with a header of the same opening but another salt,
+   whose slot comes last: synced covers the whole file. Operations keep their order and messages
+   their numbers; what is over, and notes that the owner writes anew at the end, are left out;
+   operations of unknown type are kept. Then the new file takes the log's name. An opening removes
+   such a file: it never came so far.
+
    Recovery: with D the highest synced_to of any valid batch, also of those behind a bad place, and
    of the header, a bad place below D is damage: OPCOMMS_E_LOG_DAMAGED with its offset, and the file
    stays as it is. At or above D it is a torn tail: cut there; what is kept from above D is written
@@ -7428,6 +7463,10 @@ OPC__STATIC_ASSERT(log_queued, OPC__LOG_QUEUED == OPC__STORE_QUEUED);
 #define OPC__LOG_OWN 128u         /* message flag: dest is our own identity */
 #define OPC__LOG_OPENED 40u       /* body of OPC__NOTE_OPENED */
 #define OPC__LOG_SIZE_MAX ((uint64_t)1 << 48) /* of a file; the index of opening counts on it */
+#define OPC__LOG_SLICE 262144u        /* bytes that one step of a copy moves, about */
+#define OPC__LOG_COPY_SYNC 8388608u   /* a copy is synced when so many are not */
+#define OPC__LOG_DEAD_MIN 1048576u
+#define OPC__LOG_RETRY_US 10000000u   /* a compaction that failed is not tried again before */
 
 enum {
     OPC__OP_MESSAGE = 1,
@@ -7455,6 +7494,8 @@ typedef struct opc__log_options {
     uint64_t uid_floor;     /* of a log that is begun: numbers up to here are taken, */
     uint64_t counter_floor; /* and so are these open counters */
     const opc__store_owner *owner; /* copied; may be NULL */
+    uint64_t dead_bytes_min; /* compaction begins with more; 0: 1 MiB */
+    uint32_t slice_bytes;    /* that one step of it moves, about; 0: 256 KiB */
 } opc__log_options;
 
 /* A message being received: its last, unfinished fragment and the offsets of the others. */
@@ -7463,6 +7504,8 @@ typedef struct opc__log_put {
     uint32_t frags;
     uint64_t bytes;
     uint64_t frag[OPC__LOG_FRAGS];
+    uint32_t moved; /* of the fragments, how many a copy has, */
+    uint64_t to[OPC__LOG_FRAGS]; /* and where */
     uint8_t data[OPC__FRAG_BYTES];
 } opc__log_put;
 
@@ -7474,6 +7517,36 @@ typedef struct opc__log_buffer {
     uint64_t at; /* file offset */
 } opc__log_buffer;
 
+/* A copy of a log under way: compaction. */
+typedef struct opc__log_copy {
+    intptr_t file;
+    uint32_t seed;
+    uint64_t at;    /* of the log: the first batch that is not copied whole */
+    uint64_t begun; /* what ended before this place was known to be over when the copy began */
+    uint8_t *in;    /* the log from in_at on */
+    uint32_t in_cap;
+    uint32_t in_len;
+    uint64_t in_at;
+    uint32_t op;    /* in the batch at `at`, of the first one not copied; 0: not looked at yet */
+    uint32_t frags; /* of the message under way that are copied */
+    uint64_t frag[OPC__LOG_FRAGS];
+    opc__log_buffer out;
+    uint32_t out_cap;
+    uint64_t synced;  /* of the copy */
+    uint64_t sync_to; /* what the flush under way makes of it */
+    uint64_t copied;  /* bytes moved by the step under way, */
+    uint64_t most;    /* and how many it may move */
+    uint64_t end_seen; /* the log's end at the step before */
+    int noting;       /* notes go into the copy */
+    int dead;         /* given up; the end of the flush under way removes it */
+    int os_code;
+    uint32_t slot_bytes;
+    uint8_t slot[OPC__LOG_SLOT_MAX];
+} opc__log_copy;
+
+/* What became of the name when a copy was to take it. */
+enum { OPC__LOG_KEPT = 0, OPC__LOG_UNKNOWN = 1, OPC__LOG_TAKEN = 2 };
+
 typedef struct opc__log {
     opc__store base;
     const opcomms_platform *plat;
@@ -7481,6 +7554,8 @@ typedef struct opc__log {
     intptr_t dir;
     intptr_t file;
     intptr_t lock;
+    char *name; /* in that directory; with room for OPC__LOG_SUFFIX */
+    size_t name_len;
     uint32_t seed;
     uint64_t open_counter;
     uint64_t uid;
@@ -7488,6 +7563,20 @@ typedef struct opc__log {
     uint64_t bytes_max;
     opc__store_owner owner;
     opc__epoch epoch;
+    int weak; /* numbers are used that are not synced */
+    uint8_t note[OPC__LOG_OPENED]; /* of this opening */
+    uint32_t slot_bytes;
+    uint8_t slot[OPC__LOG_SLOT_MAX]; /* the newest, as written */
+    uint64_t base_position; /* positions are offsets and this, modulo 2^64 */
+    uint64_t live;          /* bytes of messages that are not over */
+    uint64_t fixed;         /* others that the last compaction could not do without */
+    uint64_t dead_min;
+    uint32_t slice;
+    uint64_t retry_us;
+    opc__log_copy *copy;
+    int switching;   /* the flush under way makes the copy the log */
+    int switch_name; /* OPC__LOG_KEPT... */
+    int copy_sync;   /* it syncs the copy too: 1; -1: that failed */
     char own[65];  /* our own identity as text */
     uint32_t held; /* of a hold: bytes to come, */
     int held_some; /* some are there, */
@@ -7512,6 +7601,7 @@ typedef struct opc__log {
     /* the one head and the one payload piece read last, both verified */
     uint8_t *head;
     uint32_t head_len;
+    uint32_t head_body; /* bytes of its operation's body */
     unsigned head_type;
     uint64_t head_ref;
     uint8_t *piece;
@@ -7519,7 +7609,34 @@ typedef struct opc__log {
     uint64_t piece_ref;
 } opc__log;
 
+#define OPC__LOG_SUFFIX 8u /* ".new", ".part" */
+
 OPC__FN opc__log *opc__log_of(opc__store *s) { return (opc__log *)(void *)s; }
+
+/* A reference: where the message is, 48 bits, and above them how many bytes it takes in the log,
+   rounded up: 11 bits, in units of 8 bytes, shifted by the 5 bits above one less than those say. */
+OPC__FN uint64_t opc__log_ref(uint64_t at, uint64_t bytes) {
+    uint64_t n = (bytes + 7) / 8, e = 0;
+    while (n >= (e == 0 ? 2048u : 4096u)) {
+        n = e == 0 ? n : (n + 1) / 2;
+        e++;
+    }
+    OPCOMMS_ASSERT(e < 32);
+    return at | (n & 2047u) << 48 | e << 59;
+}
+
+OPC__FN uint64_t opc__log_at(uint64_t ref) { return ref & (OPC__LOG_SIZE_MAX - 1); }
+
+OPC__FN uint64_t opc__log_size_of(uint64_t ref) {
+    uint64_t n = (ref >> 48) & 2047u, e = ref >> 59;
+    return (e == 0 ? n : (n + 2048) << (e - 1)) * 8;
+}
+
+/* All that a message takes, by its operation's body and its head. */
+OPC__FN uint64_t opc__log_message_bytes(const uint8_t *head, uint64_t body) {
+    uint32_t frags = opc__buf_be32(head + 72);
+    return 8 + body + (frags > 0 ? opc__buf_be64(head + 48) + 16 * (uint64_t)frags : 0);
+}
 
 OPC__FN opcomms_err opc__log_poison(opc__log *l, opcomms_err rc) {
     if (l->failed == OPCOMMS_OK) l->failed = rc == OPCOMMS_OK ? OPCOMMS_E_IO : rc;
@@ -7604,6 +7721,7 @@ OPC__FN opcomms_err opc__log_head(opc__log *l, uint64_t ref) {
     uint8_t op[8];
     size_t len, fixed;
     opcomms_err rc;
+    ref = opc__log_at(ref);
     if (l->head_ref == ref && l->head_len > 0) return OPCOMMS_OK;
     l->head_len = 0;
     rc = opc__log_get(l, ref, op, 8);
@@ -7621,6 +7739,7 @@ OPC__FN opcomms_err opc__log_head(opc__log *l, uint64_t ref) {
     if (rc != OPCOMMS_OK) return rc;
     if (!opc__log_head_sound(l, op[0], l->head, len)) return OPCOMMS_E_LOG_DAMAGED;
     l->head_ref = ref;
+    l->head_body = opc__buf_be32(op + 4);
     l->head_len = (uint32_t)len;
     l->head_type = op[0];
     return OPCOMMS_OK;
@@ -7730,7 +7849,7 @@ OPC__FN opcomms_err opc__log_read(opc__store *s, uint64_t ref, uint64_t offset, 
     *got = 0;
     if (offset >= bytes || len == 0) return OPCOMMS_OK;
     if (frags == 0) {
-        rc = opc__log_piece(l, ref + 8 + l->head_len, (uint32_t)bytes,
+        rc = opc__log_piece(l, opc__log_at(ref) + 8 + l->head_len, (uint32_t)bytes,
                             opc__buf_be32(l->head + 76));
         skip = (size_t)offset;
     } else {
@@ -7751,41 +7870,74 @@ OPC__FN opcomms_err opc__log_read(opc__store *s, uint64_t ref, uint64_t offset, 
 
 /* ---- appending ---- */
 
-OPC__FN uint64_t opc__log_end(opc__store *s) {
-    opc__log *l = opc__log_of(s);
+OPC__FN uint64_t opc__log_offset(const opc__log *l) { /* of its end */
     return l->active.ops > 0 ? l->active.at + l->active.len : l->active.at;
 }
-OPC__FN uint64_t opc__log_written(opc__store *s) { return opc__log_of(s)->written; }
-OPC__FN uint64_t opc__log_durable(opc__store *s) { return opc__log_of(s)->durable; }
+OPC__FN uint64_t opc__log_end(opc__store *s) {
+    opc__log *l = opc__log_of(s);
+    return l->base_position + opc__log_offset(l);
+}
+OPC__FN uint64_t opc__log_written(opc__store *s) {
+    return opc__log_of(s)->base_position + opc__log_of(s)->written;
+}
+OPC__FN uint64_t opc__log_durable(opc__store *s) {
+    return opc__log_of(s)->base_position + opc__log_of(s)->durable;
+}
 
 OPC__FN size_t opc__log_room(opc__store *s) {
     opc__log *l = opc__log_of(s);
-    return l->cap - l->active.len;
+    return l->switching ? 0 : l->cap - l->active.len;
 }
 
-/* Completes the active batch's header. */
-OPC__FN void opc__log_seal(opc__log *l, uint32_t flags) {
-    uint8_t *p = l->active.p;
-    OPCOMMS_ASSERT(l->active.len >= OPC__LOG_BATCH);
-    OPCOMMS_ASSERT(l->active.len <= l->cap);
+/* Completes the header of a batch. */
+OPC__FN void opc__log_seal_batch(const opc__log *l, opc__log_buffer *b, uint32_t seed,
+                                 uint64_t synced, uint32_t flags) {
+    uint8_t *p = b->p;
+    OPCOMMS_ASSERT(b->len >= OPC__LOG_BATCH);
+    OPCOMMS_ASSERT(b->len <= OPC__LOG_BATCH_MAX);
     opc__buf_put32(p, OPC__LOG_MAGIC);
-    opc__buf_put32(p + 4, l->active.len);
+    opc__buf_put32(p + 4, b->len);
     opc__buf_put32(p + 8, 0);
-    opc__buf_put32(p + 12, l->active.ops);
-    opc__buf_put64(p + 16, l->active.at);
+    opc__buf_put32(p + 12, b->ops);
+    opc__buf_put64(p + 16, b->at);
     opc__buf_put64(p + 24, l->open_counter);
-    opc__buf_put64(p + 32, l->durable);
-    opc__buf_put32(p + 40, flags | l->active.flags);
-    opc__buf_put32(p + 44, opc__log_crc(l, p, 44));
-    opc__buf_put32(p + 8, opc__log_crc(l, p, l->active.len));
+    opc__buf_put64(p + 32, synced);
+    opc__buf_put32(p + 40, flags | b->flags);
+    opc__buf_put32(p + 44, opc__crc32c(seed, p, 44));
+    opc__buf_put32(p + 8, opc__crc32c(seed, p, b->len));
+}
+
+OPC__FN void opc__log_seal(opc__log *l, uint32_t flags) {
+    OPCOMMS_ASSERT(l->active.len <= l->cap);
+    opc__log_seal_batch(l, &l->active, l->seed, l->durable, flags);
+}
+
+/* A batch of no operations, at `at`. */
+OPC__FN void opc__log_buffer_new(opc__log_buffer *b, uint64_t at) {
+    b->at = at;
+    b->len = OPC__LOG_BATCH;
+    b->ops = 0;
+    b->flags = 0;
+}
+
+/* One operation more into a batch that has room for it; its body is for the caller. */
+OPC__FN uint8_t *opc__log_buffer_op(opc__log_buffer *b, unsigned type, size_t body, uint64_t *at) {
+    uint8_t *p = b->p + b->len;
+    memset(p, 0, 8);
+    p[0] = (uint8_t)type;
+    opc__buf_put32(p + 4, (uint32_t)body);
+    *at = b->at + b->len;
+    b->len += (uint32_t)body + 8u;
+    b->ops++;
+    if ((type >= OPC__OP_QUEUED && type <= OPC__OP_TAKEN) || type == OPC__OP_STREAM) {
+        b->flags |= OPC__LOG_NEWER;
+    }
+    return p + 8;
 }
 
 /* The next batch begins, behind the last one. */
 OPC__FN void opc__log_batch_new(opc__log *l, uint64_t at) {
-    l->active.at = at;
-    l->active.len = OPC__LOG_BATCH;
-    l->active.ops = 0;
-    l->active.flags = 0;
+    opc__log_buffer_new(&l->active, at);
     l->held = 0;
     l->held_some = l->held_room = 0;
 }
@@ -7808,6 +7960,7 @@ OPC__FN opcomms_err opc__log_write(opc__store *s) {
 OPC__FN opcomms_err opc__log_make_room(opc__log *l, size_t bytes) {
     if (l->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
     if (bytes > l->cap - OPC__LOG_BATCH) return OPCOMMS_E_LIMIT;
+    if (l->switching) return OPCOMMS_E_AGAIN;
     if (bytes <= l->cap - l->active.len) return OPCOMMS_OK;
     if (!l->flushing) { /* written, not synced: makes room at once */
         opcomms_err rc = opc__log_write(&l->base);
@@ -7836,21 +7989,10 @@ OPC__FN opcomms_err opc__log_limit(opc__log *l, size_t bytes, int limited) {
 OPC__FN opcomms_err opc__log_op(opc__log *l, unsigned type, size_t body, int limited,
                                 uint8_t **out, uint64_t *at) {
     size_t bytes = body + 8u;
-    uint8_t *p;
     opcomms_err rc = l->failed == OPCOMMS_OK ? opc__log_limit(l, bytes, limited) : OPCOMMS_OK;
     if (rc == OPCOMMS_OK) rc = opc__log_make_room(l, bytes);
     if (rc != OPCOMMS_OK) return rc;
-    p = l->active.p + l->active.len;
-    memset(p, 0, 8);
-    p[0] = (uint8_t)type;
-    opc__buf_put32(p + 4, (uint32_t)body);
-    *at = l->active.at + l->active.len;
-    *out = p + 8;
-    l->active.len += (uint32_t)bytes;
-    l->active.ops++;
-    if ((type >= OPC__OP_QUEUED && type <= OPC__OP_TAKEN) || type == OPC__OP_STREAM) {
-        l->active.flags |= OPC__LOG_NEWER;
-    }
+    *out = opc__log_buffer_op(&l->active, type, body, at);
     l->held = l->held > bytes ? l->held - (uint32_t)bytes : 0;
     l->held_some = l->held > 0;
     l->held_room = l->held_room && l->held > 0;
@@ -7868,7 +8010,7 @@ OPC__FN opcomms_err opc__log_begin(opc__store *s, uint32_t *put) {
         if (l->put[i] == NULL) return OPCOMMS_E_NOMEM;
         l->spare = NULL;
         l->put[i]->len = 0;
-        l->put[i]->frags = 0;
+        l->put[i]->frags = l->put[i]->moved = 0;
         l->put[i]->bytes = 0;
         *put = i;
         return OPCOMMS_OK;
@@ -8004,7 +8146,14 @@ OPC__FN opcomms_err opc__log_message(opc__log *l, opc__log_put *w, unsigned type
     if (context > 0) memcpy(b + head - context, m->context, context);
     opc__buf_put32(b + 80, opc__log_crc(l, b, head));
     if (inline_len > 0) memcpy(b + head, w->data, inline_len);
+    *ref = opc__log_ref(*ref, opc__log_message_bytes(b, head + inline_len));
+    l->live += opc__log_size_of(*ref);
     return OPCOMMS_OK;
+}
+
+OPC__FN void opc__log_over(opc__log *l, uint64_t ref) {
+    uint64_t bytes = opc__log_size_of(ref);
+    l->live -= bytes < l->live ? bytes : l->live;
 }
 
 OPC__FN opcomms_err opc__log_commit(opc__store *s, uint32_t put, const opc__msg_meta *meta,
@@ -8037,8 +8186,8 @@ OPC__FN opcomms_err opc__log_ack(opc__store *s, uint64_t ref, uint64_t uid, uint
     uint8_t *b = NULL;
     uint64_t at = 0;
     opcomms_err rc = opc__log_op(opc__log_of(s), OPC__OP_ACK, 8, OPC__LOG_ANY, &b, &at);
-    (void)ref;
     if (rc != OPCOMMS_OK) return rc;
+    opc__log_over(opc__log_of(s), ref);
     opc__buf_put64(b, uid);
     *position = opc__log_end(s);
     return OPCOMMS_OK;
@@ -8059,8 +8208,8 @@ OPC__FN opcomms_err opc__log_done(opc__store *s, uint64_t ref, uint64_t uid, int
     uint8_t *b = NULL;
     uint64_t at = 0;
     opcomms_err rc = opc__log_op(opc__log_of(s), type, 16, OPC__LOG_ANY, &b, &at);
-    (void)ref;
     if (rc != OPCOMMS_OK) return rc;
+    opc__log_over(opc__log_of(s), ref);
     memset(b, 0, 16);
     opc__buf_put64(b, uid);
     b[8] = (uint8_t)how;
@@ -8084,6 +8233,36 @@ OPC__FN opcomms_err opc__log_tried(opc__store *s, const opc__try *t, uint64_t *p
     return OPCOMMS_OK;
 }
 
+OPC__FN opcomms_err opc__log_copy_write(opc__log *l, opc__log_copy *k) {
+    opcomms_err rc;
+    if (k->out.ops == 0) return OPCOMMS_OK;
+    opc__log_seal_batch(l, &k->out, k->seed, k->synced, 0);
+    rc = opc__plat_write_all(l->plat, k->file, k->out.at, k->out.p, k->out.len, &k->os_code);
+    if (rc == OPCOMMS_OK) opc__log_buffer_new(&k->out, k->out.at + k->out.len);
+    return rc;
+}
+
+/* Room in a copy for one operation, whose body the caller fills in. */
+OPC__FN opcomms_err opc__log_copy_op(opc__log *l, opc__log_copy *k, unsigned type, size_t body,
+                                     uint8_t **out, uint64_t *at) {
+    size_t bytes = body + 8u;
+    if (bytes > k->out_cap - k->out.len) {
+        opcomms_err rc = opc__log_copy_write(l, k);
+        if (rc != OPCOMMS_OK) return rc;
+        if (bytes > k->out_cap - OPC__LOG_BATCH) { /* one of a larger program, or of a newer one */
+            uint32_t cap = (uint32_t)bytes + OPC__LOG_BATCH;
+            uint8_t *p = cap <= OPC__LOG_BATCH_MAX ? (uint8_t *)opc__mem_raw(l->mem, cap) : NULL;
+            if (p == NULL) return OPCOMMS_E_NOMEM;
+            opc__mem_free(l->mem, k->out.p, k->out_cap);
+            k->out.p = p;
+            k->out_cap = cap;
+        }
+    }
+    *out = opc__log_buffer_op(&k->out, type, body, at);
+    k->copied += bytes;
+    return OPCOMMS_OK;
+}
+
 OPC__FN int opc__log_is_note(unsigned type) {
     return type == OPC__NOTE_SEEN || type == OPC__NOTE_STATE || type == OPC__NOTE_PEER ||
            type == OPC__NOTE_OPENED;
@@ -8091,12 +8270,17 @@ OPC__FN int opc__log_is_note(unsigned type) {
 
 OPC__FN opcomms_err opc__log_note(opc__store *s, unsigned type, const uint8_t *body, size_t n,
                                   uint64_t *position) {
+    opc__log *l = opc__log_of(s);
     uint8_t *b = NULL;
     uint64_t at = 0;
     opcomms_err rc;
     if (!opc__log_is_note(type) || n > OPC__NOTE_MAX) return OPCOMMS_E_INVAL;
     if (type == OPC__NOTE_OPENED && n < OPC__LOG_OPENED) return OPCOMMS_E_INVAL;
-    rc = opc__log_op(opc__log_of(s), type, n, OPC__LOG_NOTE, &b, &at);
+    if (l->copy != NULL && l->copy->noting) {
+        rc = opc__log_copy_op(l, l->copy, type, n, &b, &at);
+    } else {
+        rc = opc__log_op(l, type, n, OPC__LOG_NOTE, &b, &at);
+    }
     if (rc != OPCOMMS_OK) return rc;
     if (n > 0) memcpy(b, body, n);
     *position = opc__log_end(s);
@@ -8119,6 +8303,11 @@ OPC__FN void opc__log_swap(opc__log *l) {
     l->active = b;
     opc__log_batch_new(l, l->sealed.at + l->sealed.len);
     l->flushing = 1;
+    if (l->copy != NULL && !l->copy->dead &&
+        l->copy->out.at - l->copy->synced >= OPC__LOG_COPY_SYNC / 2) {
+        l->copy_sync = 1;
+        l->copy->sync_to = l->copy->out.at;
+    }
 }
 
 OPC__FN opcomms_err opc__log_flush_begin(opc__store *s) {
@@ -8170,34 +8359,461 @@ OPC__FN void opc__log_fill(opc__log *l) {
     l->zeroed = at;
 }
 
+OPC__FN const char *opc__log_new_name(opc__log *l) { /* until it is called with another one */
+    memcpy(l->name + l->name_len, ".new", 5);
+    return l->name;
+}
+OPC__FN const char *opc__log_name(opc__log *l) {
+    l->name[l->name_len] = 0;
+    return l->name;
+}
+
+/* After a renaming that failed: whose is the name? Each file has a salt of its own. */
+OPC__FN int opc__log_who(opc__log *l) {
+    intptr_t file = OPCOMMS_NO_HANDLE;
+    uint8_t h[OPC__LOG_HEADER];
+    int os = 0, who = OPC__LOG_UNKNOWN;
+    if (l->plat->file_open(l->plat->user, l->dir, opc__log_name(l), 0, &file, &os) != OPCOMMS_OK) {
+        return OPC__LOG_UNKNOWN;
+    }
+    if (opc__log_file_read(l->plat, file, 0, h, sizeof h) == OPCOMMS_OK) {
+        size_t now = (opc__buf_be64(l->slot + 16) & 1u) * 2048u;
+        size_t then = (opc__buf_be64(l->copy->slot + 16) & 1u) * 2048u;
+        if (memcmp(h + now, l->slot, l->slot_bytes) == 0) who = OPC__LOG_KEPT;
+        if (memcmp(h + then, l->copy->slot, l->copy->slot_bytes) == 0) who = OPC__LOG_TAKEN;
+    }
+    l->plat->file_close(l->plat->user, file);
+    return who;
+}
+
+/* The copy is complete: it gets its slot, is synced, and then gets the log's name. */
+OPC__FN opcomms_err opc__log_switch_run(opc__log *l) {
+    const opcomms_platform *plat = l->plat;
+    opc__log_copy *k = l->copy;
+    char to[OPC__PATH_MAX];
+    uint64_t at = (opc__buf_be64(k->slot + 16) & 1u) * 2048u;
+    opcomms_err rc =
+        opc__plat_write_all(plat, k->file, at, k->slot, k->slot_bytes, &k->os_code);
+    l->switch_name = OPC__LOG_KEPT;
+    if (rc == OPCOMMS_OK) rc = plat->file_sync(plat->user, k->file, &k->os_code);
+    if (rc != OPCOMMS_OK) return rc;
+    memcpy(to, l->name, l->name_len);
+    to[l->name_len] = 0;
+    rc = plat->file_rename(plat->user, l->dir, opc__log_new_name(l), to, &k->os_code);
+    l->switch_name = rc == OPCOMMS_OK ? OPC__LOG_TAKEN : opc__log_who(l);
+    if (l->switch_name != OPC__LOG_TAKEN) return rc;
+    return plat->dir_sync(plat->user, l->dir, &l->flush_os);
+}
+
 /* Touches nothing that the lock guards: the sealed buffer is out of everybody's way. When the
    space ahead is used up, more is made here. */
 OPC__FN opcomms_err opc__log_flush_run(opc__store *s) {
     opc__log *l = opc__log_of(s);
-    opcomms_err rc = opc__plat_write_all(l->plat, l->file, l->sealed.at, l->sealed.p,
-                                         l->sealed.len, &l->flush_os);
+    opcomms_err rc;
+    if (l->switching) return opc__log_switch_run(l);
+    rc = opc__plat_write_all(l->plat, l->file, l->sealed.at, l->sealed.p, l->sealed.len,
+                             &l->flush_os);
     if (rc != OPCOMMS_OK) return rc;
     if (l->filling || (l->ahead > 0 && l->sealed.at + l->sealed.len > l->zeroed)) opc__log_fill(l);
-    return l->plat->file_sync(l->plat->user, l->file, &l->flush_os);
+    rc = l->plat->file_sync(l->plat->user, l->file, &l->flush_os);
+    if (rc == OPCOMMS_OK && l->copy_sync) {
+        int os = 0;
+        if (l->plat->file_sync(l->plat->user, l->copy->file, &os) != OPCOMMS_OK) l->copy_sync = -1;
+    }
+    return rc;
+}
+
+OPC__FN void opc__log_copy_free(opc__log *l) {
+    opc__log_copy *k = l->copy;
+    if (k == NULL) return;
+    if (k->file != OPCOMMS_NO_HANDLE) l->plat->file_close(l->plat->user, k->file);
+    opc__mem_free(l->mem, k->in, k->in_cap);
+    opc__mem_free(l->mem, k->out.p, k->out_cap);
+    opc__mem_free_wiped(l->mem, k, sizeof *k);
+    l->copy = NULL;
+}
+
+/* Gives a copy up; while a flush runs that may be busy with it, at its end. */
+OPC__FN void opc__log_copy_drop(opc__log *l) {
+    uint32_t i;
+    int os = 0;
+    if (l->copy == NULL) return;
+    l->copy->dead = 1;
+    if (l->flushing) return;
+    opc__log_copy_free(l);
+    /* Left behind, it is removed by the next opening; it is never taken for the log. */
+    (void)l->plat->file_remove(l->plat->user, l->dir, opc__log_new_name(l), &os);
+    for (i = 0; i < l->puts_max; i++) {
+        if (l->put[i] != NULL) l->put[i]->moved = 0;
+    }
+    l->retry_us = l->plat->now_us(l->plat->user) + OPC__LOG_RETRY_US;
+    if (l->owner.switched != NULL) l->owner.switched(l->owner.user, 0);
+}
+
+/* The copy is the log now, and synced. */
+OPC__FN void opc__log_switch(opc__log *l) {
+    opc__log_copy *k = l->copy;
+    uint64_t end = k->out.at, position = l->base_position + l->active.at;
+    uint32_t i;
+    OPCOMMS_ASSERT(l->active.ops == 0);
+    OPCOMMS_ASSERT(k->out.ops == 0);
+    l->plat->file_close(l->plat->user, l->file);
+    l->file = k->file;
+    k->file = OPCOMMS_NO_HANDLE;
+    l->seed = k->seed;
+    memcpy(l->slot, k->slot, sizeof l->slot);
+    l->slot_bytes = k->slot_bytes;
+    l->base_position = position - end;
+    l->written = l->durable = l->opened = l->zeroed = end;
+    opc__log_batch_new(l, end);
+    l->fixed = end - OPC__LOG_HEADER > l->live ? end - OPC__LOG_HEADER - l->live : 0;
+    l->head_len = l->piece_len = 0;
+    for (i = 0; i < l->puts_max; i++) {
+        opc__log_put *w = l->put[i];
+        if (w == NULL) continue;
+        OPCOMMS_ASSERT(w->moved == w->frags);
+        memcpy(w->frag, w->to, sizeof w->to[0] * w->frags);
+        w->moved = 0;
+    }
+    opc__log_copy_free(l);
+    if (l->owner.switched != NULL) l->owner.switched(l->owner.user, 1);
 }
 
 OPC__FN opcomms_err opc__log_flush_end(opc__store *s, opcomms_err result) {
     opc__log *l = opc__log_of(s);
-    l->flushing = 0;
-    l->filling = 0;
+    int switched = l->switching, synced = l->copy_sync;
+    l->flushing = l->filling = l->switching = l->copy_sync = 0;
+    if (switched) {
+        if (result == OPCOMMS_OK) {
+            opc__log_switch(l);
+            return OPCOMMS_OK;
+        }
+        if (l->switch_name == OPC__LOG_KEPT) { /* the log is as it was */
+            opc__log_copy_drop(l);
+            return OPCOMMS_OK;
+        }
+        /* Either may be found under the name from now on. Both hold all that was acknowledged as
+           long as nothing more is. */
+        l->os_code = l->flush_os;
+        return opc__log_poison(l, result);
+    }
     if (result != OPCOMMS_OK) {
         l->os_code = l->flush_os;
         return opc__log_poison(l, result);
     }
     l->written = l->sealed.at + l->sealed.len;
     l->durable = l->written;
+    if (synced > 0) l->copy->synced = l->copy->sync_to;
+    if (synced < 0 || (l->copy != NULL && l->copy->dead)) opc__log_copy_drop(l);
     return OPCOMMS_OK;
 }
 
-OPC__FN uint64_t opc__log_bytes(opc__store *s) { return opc__log_end(s); }
+/* ---- compaction ---- */
+
+/* The CRC of n bytes with the four at 8 as zero. */
+OPC__FN uint32_t opc__log_batch_crc(const opc__log *l, const uint8_t *p, size_t n) {
+    static const uint8_t zero[4] = {0, 0, 0, 0};
+    uint32_t crc = opc__log_crc(l, p, 8);
+    return opc__crc32c(opc__crc32c(crc, zero, 4), p + 12, n - 12);
+}
+
+/* At least len bytes of the log from `at` on, which are written, into *p. */
+OPC__FN opcomms_err opc__log_copy_window(opc__log *l, opc__log_copy *k, uint64_t at, uint32_t len,
+                                         uint8_t **p) {
+    uint64_t have = at >= k->in_at && at - k->in_at < k->in_len ? k->in_len - (at - k->in_at) : 0;
+    if (len > l->written - at || len > OPC__LOG_BATCH_MAX) return OPCOMMS_E_LOG_DAMAGED;
+    if (have < len) {
+        uint64_t n = l->written - at;
+        opcomms_err rc;
+        if (len > k->in_cap) {
+            uint8_t *grown = (uint8_t *)opc__mem_raw(l->mem, len);
+            if (grown == NULL) return OPCOMMS_E_NOMEM;
+            opc__mem_free(l->mem, k->in, k->in_cap);
+            k->in = grown;
+            k->in_cap = len;
+        }
+        if (n > k->in_cap) n = k->in_cap;
+        k->in_len = 0;
+        rc = opc__log_file_read(l->plat, l->file, at, k->in, (size_t)n);
+        if (rc != OPCOMMS_OK) return rc;
+        k->in_at = at;
+        k->in_len = (uint32_t)n;
+        k->copied += n / 4; /* reading is work too */
+    }
+    *p = k->in + (at - k->in_at);
+    return OPCOMMS_OK;
+}
+
+/* A fragment, whose new place is then known. */
+OPC__FN opcomms_err opc__log_copy_fragment(opc__log *l, opc__log_copy *k, uint64_t from,
+                                           uint64_t *to) {
+    uint8_t *b = NULL;
+    opcomms_err rc = opc__log_read_fragment(l, from);
+    if (rc == OPCOMMS_OK) {
+        rc = opc__log_copy_op(l, k, OPC__OP_FRAGMENT, l->piece_len + 8u, &b, to);
+    }
+    if (rc != OPCOMMS_OK) return rc;
+    memset(b, 0, 8);
+    opc__buf_put32(b, opc__crc32c(k->seed, l->piece, l->piece_len));
+    memcpy(b + 8, l->piece, l->piece_len);
+    return OPCOMMS_OK;
+}
+
+/* A message, with its fragments before it. OPCOMMS_E_AGAIN: that was enough for one step. */
+OPC__FN opcomms_err opc__log_copy_message(opc__log *l, opc__log_copy *k, unsigned type,
+                                          const uint8_t *body, uint32_t n) {
+    size_t len = opc__log_head_len(type, body, n), fixed = opc__log_fixed(type), i;
+    uint64_t uid = len > 0 ? opc__buf_be64(body + 40) : 0, at = 0;
+    uint32_t frags = len > 0 ? opc__buf_be32(body + 72) : 0;
+    uint8_t *b = NULL;
+    opcomms_err rc;
+    if (len == 0) return OPCOMMS_E_LOG_DAMAGED;
+    if (l->owner.live(l->owner.user, uid) == 0) {
+        k->frags = 0;
+        return OPCOMMS_OK;
+    }
+    if (frags > OPC__LOG_FRAGS) return OPCOMMS_E_LIMIT;
+    while (k->frags < frags) {
+        if (k->copied >= k->most) return OPCOMMS_E_AGAIN;
+        rc = opc__log_copy_fragment(l, k, opc__buf_be64(body + fixed + 8u * (size_t)k->frags),
+                                    &k->frag[k->frags]);
+        if (rc != OPCOMMS_OK) return rc;
+        k->frags++;
+    }
+    rc = opc__log_copy_op(l, k, type, n, &b, &at);
+    if (rc != OPCOMMS_OK) return rc;
+    memcpy(b, body, n);
+    for (i = 0; i < frags; i++) opc__buf_put64(b + fixed + 8u * i, k->frag[i]);
+    if (frags == 0 && n > len) opc__buf_put32(b + 76, opc__crc32c(k->seed, b + len, n - len));
+    opc__buf_put32(b + 80, 0);
+    opc__buf_put32(b + 80, opc__crc32c(k->seed, b, len));
+    k->frags = 0;
+    if (l->owner.moved != NULL) {
+        l->owner.moved(l->owner.user, uid, opc__log_ref(at, opc__log_message_bytes(b, n)));
+    }
+    return OPCOMMS_OK;
+}
+
+/* Does this operation, at `at`, still matter? Messages and fragments aside. */
+OPC__FN int opc__log_copy_wanted(opc__log *l, const opc__log_copy *k, unsigned type,
+                                 const uint8_t *body, uint32_t n, uint64_t at) {
+    int tries;
+    switch (type) {
+    case OPC__OP_FRAGMENT: return 0; /* with its message */
+    case OPC__OP_ACK:
+    case OPC__OP_OVER:
+    case OPC__OP_TAKEN: return at >= k->begun;
+    case OPC__OP_FAILED:
+    case OPC__OP_DEAD:
+        if (n != 32) return 0;
+        tries = l->owner.live(l->owner.user, opc__buf_be64(body));
+        return tries > 0 && opc__buf_be32(body + 8) + 1 >= (uint32_t)tries;
+    case OPC__OP_CHECKPOINT: return n > 8; /* what a newer version added */
+    default: return !opc__log_is_note(type) || l->owner.notes == NULL;
+    }
+}
+
+/* One operation of the log, at `at`. */
+OPC__FN opcomms_err opc__log_copy_one(opc__log *l, opc__log_copy *k, const uint8_t *op,
+                                      uint64_t at) {
+    uint32_t n = opc__buf_be32(op + 4);
+    uint8_t *b = NULL;
+    opcomms_err rc;
+    if (opc__log_fixed(op[0]) != 0) return opc__log_copy_message(l, k, op[0], op + 8, n);
+    if (!opc__log_copy_wanted(l, k, op[0], op + 8, n, at)) return OPCOMMS_OK;
+    rc = opc__log_copy_op(l, k, op[0], n, &b, &at);
+    if (rc == OPCOMMS_OK && n > 0) memcpy(b, op + 8, n);
+    return rc;
+}
+
+/* Batches of the log in their order, as long as the step lasts or to the end of what is written.
+   Each was verified when it was opened, or is ours; the disk may have changed its mind since. */
+OPC__FN opcomms_err opc__log_copy_walk(opc__log *l, opc__log_copy *k) {
+    while (k->at < l->written && k->copied < k->most) {
+        uint8_t *p = NULL;
+        uint32_t len, n;
+        opcomms_err rc = opc__log_copy_window(l, k, k->at, OPC__LOG_BATCH, &p);
+        if (rc != OPCOMMS_OK) return rc;
+        len = opc__buf_be32(p + 4);
+        if (opc__buf_be32(p) != OPC__LOG_MAGIC || len < OPC__LOG_BATCH) {
+            return OPCOMMS_E_LOG_DAMAGED;
+        }
+        rc = opc__log_copy_window(l, k, k->at, len, &p);
+        if (rc != OPCOMMS_OK) return rc;
+        if (k->op == 0) {
+            if (opc__buf_be32(p + 8) != opc__log_batch_crc(l, p, len)) return OPCOMMS_E_LOG_DAMAGED;
+            k->op = OPC__LOG_BATCH;
+        }
+        while (k->op < len) {
+            if (k->copied >= k->most) return OPCOMMS_OK;
+            n = len - k->op >= 8 ? opc__buf_be32(p + k->op + 4) : UINT32_MAX;
+            if (n > len - k->op - 8) return OPCOMMS_E_LOG_DAMAGED;
+            rc = opc__log_copy_one(l, k, p + k->op, k->at + k->op);
+            if (rc == OPCOMMS_E_AGAIN) return OPCOMMS_OK;
+            if (rc != OPCOMMS_OK) return rc;
+            k->op += 8 + n;
+        }
+        k->at += len;
+        k->op = 0;
+    }
+    return OPCOMMS_OK;
+}
+
+/* The fragments of what is being received. */
+OPC__FN opcomms_err opc__log_copy_puts(opc__log *l, opc__log_copy *k) {
+    uint32_t i;
+    for (i = 0; i < l->puts_max; i++) {
+        opc__log_put *w = l->put[i];
+        while (w != NULL && w->moved < w->frags) {
+            opcomms_err rc;
+            if (k->copied >= k->most) return OPCOMMS_OK;
+            rc = opc__log_copy_fragment(l, k, w->frag[w->moved], &w->to[w->moved]);
+            if (rc != OPCOMMS_OK) return rc;
+            w->moved++;
+        }
+    }
+    return OPCOMMS_OK;
+}
+
+/* How many bytes are not in the copy yet, of batches and of what is being received. */
+OPC__FN uint64_t opc__log_copy_left(const opc__log *l, const opc__log_copy *k) {
+    uint64_t left = opc__log_offset(l) - k->at;
+    uint32_t i;
+    for (i = 0; i < l->puts_max; i++) {
+        const opc__log_put *w = l->put[i];
+        if (w != NULL) left += (uint64_t)(w->frags - w->moved) * (OPC__FRAG_BYTES + 16u);
+    }
+    return left;
+}
+
+/* What ends a copy: the notes anew, the number floor, the slot. */
+OPC__FN opcomms_err opc__log_copy_end(opc__log *l, opc__log_copy *k) {
+    uint64_t at = 0, floor = l->uid + (l->weak ? OPC__LOG_UID_SKIP : 0);
+    uint8_t *b = NULL;
+    opcomms_err rc = OPCOMMS_OK;
+    if (l->owner.notes != NULL) {
+        k->noting = 1;
+        rc = l->owner.notes(l->owner.user);
+        k->noting = 0;
+        if (rc == OPCOMMS_OK) {
+            rc = opc__log_copy_op(l, k, OPC__NOTE_OPENED, OPC__LOG_OPENED, &b, &at);
+        }
+        if (rc != OPCOMMS_OK) return rc;
+        memcpy(b, l->note, OPC__LOG_OPENED);
+    }
+    rc = opc__log_copy_op(l, k, OPC__OP_CHECKPOINT, 8, &b, &at);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__buf_put64(b, l->uid);
+    rc = opc__log_copy_write(l, k);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__buf_put64(k->slot + 112, floor);
+    opc__buf_put64(k->slot + 120, k->out.at);
+    opc__buf_put32(k->slot + k->slot_bytes - 4, opc__crc32c(0, k->slot, k->slot_bytes - 4));
+    return OPCOMMS_OK;
+}
+
+/* A new file beside the log, with an empty header. */
+OPC__FN opcomms_err opc__log_copy_begin(opc__log *l) {
+    const uint32_t mode = OPCOMMS_FILE_WRITE | OPCOMMS_FILE_CREATE | OPCOMMS_FILE_EXCLUSIVE |
+                          OPCOMMS_FILE_PRIVATE;
+    uint8_t zero[OPC__LOG_HEADER];
+    opc__log_copy *k = (opc__log_copy *)opc__mem_alloc(l->mem, sizeof *k);
+    opcomms_err rc = OPCOMMS_E_NOMEM;
+    l->copy = k;
+    if (k == NULL) return rc;
+    k->file = OPCOMMS_NO_HANDLE;
+    k->in_cap = l->cap;
+    k->out_cap = l->cap;
+    k->in = (uint8_t *)opc__mem_raw(l->mem, k->in_cap);
+    k->out.p = (uint8_t *)opc__mem_raw(l->mem, k->out_cap);
+    if (k->in == NULL || k->out.p == NULL) return rc;
+    memcpy(k->slot, l->slot, sizeof k->slot);
+    k->slot_bytes = l->slot_bytes;
+    opc__buf_put64(k->slot + 16, opc__buf_be64(l->slot + 16) + 1);
+    rc = l->plat->random(l->plat->user, k->slot + 80, 32);
+    if (rc != OPCOMMS_OK) return OPCOMMS_E_RANDOM;
+    k->seed = opc__crc32c(0, k->slot + 80, 32);
+    k->at = OPC__LOG_HEADER;
+    k->begun = k->end_seen = opc__log_offset(l);
+    opc__log_buffer_new(&k->out, OPC__LOG_HEADER);
+    rc = l->plat->file_open(l->plat->user, l->dir, opc__log_new_name(l), mode, &k->file,
+                            &k->os_code);
+    memset(zero, 0, sizeof zero);
+    if (rc == OPCOMMS_OK) {
+        rc = opc__plat_write_all(l->plat, k->file, 0, zero, sizeof zero, &k->os_code);
+    }
+    return rc;
+}
+
+/* Is there enough to gain? */
+OPC__FN int opc__log_worth(const opc__log *l) {
+    uint64_t end = opc__log_offset(l), used = end - OPC__LOG_HEADER, kept = l->live + l->fixed;
+    uint64_t dead = used > kept ? used - kept : 0;
+    if (l->retry_us != 0 && l->plat->now_us(l->plat->user) < l->retry_us) return 0;
+    if (dead > l->dead_min && dead > used / 2) return 1;
+    return dead > l->bytes_max / 16 && end > l->bytes_max - l->bytes_max / 8;
+}
+
+/* One step of a copy; when little is left, all of it. */
+OPC__FN opcomms_err opc__log_copy_step(opc__log *l, opc__log_copy *k, int *flush) {
+    uint64_t end = opc__log_offset(l);
+    opcomms_err rc;
+    int last = !l->flushing && opc__log_copy_left(l, k) <= l->slice + l->slice / 2;
+    if (last || k->at == l->written) { /* nothing happens while a flush runs */
+        rc = opc__log_write(&l->base);
+        if (rc != OPCOMMS_OK) return rc;
+    }
+    /* More than what came since the step before, or it would never end. */
+    k->most = (last ? 2u : 1u) * (uint64_t)l->slice + 2 * (end - k->end_seen);
+    k->copied = 0;
+    k->end_seen = end;
+    rc = opc__log_copy_walk(l, k);
+    if (rc == OPCOMMS_OK && k->at == l->written) rc = opc__log_copy_puts(l, k);
+    if (rc != OPCOMMS_OK) return rc;
+    if (last && opc__log_copy_left(l, k) == 0) {
+        rc = opc__log_copy_end(l, k);
+        if (rc == OPCOMMS_OK) *flush = l->flushing = l->switching = 1;
+        return rc;
+    }
+    if (!l->flushing && k->out.at - k->synced >= OPC__LOG_COPY_SYNC) {
+        opc__log_swap(l);
+        *flush = 1;
+    }
+    return OPCOMMS_OK;
+}
+
+OPC__FN opcomms_err opc__log_compact(opc__store *s, int force, int *flush) {
+    opc__log *l = opc__log_of(s);
+    opcomms_err rc;
+    *flush = 0;
+    if (l->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
+    if (l->owner.live == NULL || l->switching) return OPCOMMS_E_AGAIN;
+    if (l->copy == NULL) {
+        if (!force && !opc__log_worth(l)) return OPCOMMS_E_AGAIN;
+        rc = opc__log_copy_begin(l);
+    } else if (l->copy->dead || (l->flushing && l->copy->at == l->written)) {
+        return OPCOMMS_E_AGAIN;
+    } else {
+        rc = opc__log_copy_step(l, l->copy, flush);
+    }
+    if (rc == OPCOMMS_OK) return rc;
+    if (l->failed != OPCOMMS_OK) rc = OPCOMMS_E_POISONED;
+    opc__log_copy_drop(l);
+    return rc;
+}
+
+OPC__FN void opc__log_space(opc__store *s, opc__space *out) {
+    const opc__log *l = opc__log_of(s);
+    out->used = opc__log_offset(l);
+    out->limit = l->bytes_max;
+    out->live = l->live;
+}
+
+OPC__FN uint64_t opc__log_bytes(opc__store *s) { return opc__log_offset(opc__log_of(s)); }
 
 OPC__FN void opc__log_free(opc__log *l) {
     uint32_t i;
+    opc__log_copy_free(l);
     if (l->file != OPCOMMS_NO_HANDLE) l->plat->file_close(l->plat->user, l->file);
     if (l->lock != OPCOMMS_NO_HANDLE) l->plat->file_close(l->plat->user, l->lock);
     if (l->dir != OPCOMMS_NO_HANDLE) l->plat->dir_close(l->plat->user, l->dir);
@@ -8210,6 +8826,7 @@ OPC__FN void opc__log_free(opc__log *l) {
     opc__mem_free(l->mem, l->sealed.p, l->cap);
     opc__mem_free(l->mem, l->head, OPC__LOG_HEAD_MAX);
     opc__mem_free(l->mem, l->piece, OPC__FRAG_BYTES);
+    opc__mem_free(l->mem, l->name, l->name_len + OPC__LOG_SUFFIX);
     opc__mem_free_wiped(l->mem, l, sizeof *l);
 }
 
@@ -8218,6 +8835,8 @@ OPC__FN opcomms_err opc__log_close(opc__store *s) {
     opc__log *l = opc__log_of(s);
     opcomms_err rc = l->failed;
     OPCOMMS_ASSERT(!l->flushing);
+    l->owner.switched = NULL; /* the owner is at its end too */
+    opc__log_copy_drop(l);
     l->ahead = 0;
     if (rc == OPCOMMS_OK) {
         rc = opc__log_flush_begin(s);
@@ -8256,7 +8875,6 @@ typedef struct opc__log_scan {
     int mend;            /* a slot is damaged: write both */
     uint32_t slot_bytes; /* 0: a new log */
     uint8_t slot[OPC__LOG_SLOT_MAX];
-    uint8_t opened[OPC__LOG_OPENED]; /* the note of this opening */
 } opc__log_scan;
 
 OPC__FN uint32_t opc__log_slot_valid(const uint8_t *s) { /* its size, or 0 */
@@ -8282,22 +8900,24 @@ OPC__FN opcomms_err opc__log_slot_new(opc__log *l, opc__log_scan *c, const uint8
 }
 
 /* Writes the slot of the next sequence number and syncs it. */
-OPC__FN opcomms_err opc__log_slot_next(opc__log *l, opc__log_scan *c, int weak, int *os) {
+OPC__FN opcomms_err opc__log_slot_next(opc__log *l, opc__log_scan *c, int *os) {
     uint8_t *s = c->slot;
     uint64_t sequence = opc__buf_be64(s + 16) + 1;
-    opcomms_err rc = l->plat->random(l->plat->user, c->opened + 8, sizeof c->opened - 8);
+    opcomms_err rc = l->plat->random(l->plat->user, l->note + 8, sizeof l->note - 8);
     if (rc != OPCOMMS_OK) return OPCOMMS_E_RANDOM;
     l->open_counter = ++c->counter;
     l->epoch.counter = l->open_counter;
-    l->epoch.random = opc__buf_be64(c->opened + 8);
-    opc__buf_put64(c->opened, l->open_counter);
+    l->epoch.random = opc__buf_be64(l->note + 8);
+    opc__buf_put64(l->note, l->open_counter);
     if (opc__buf_be16(s + 10) < 1) opc__buf_put16(s + 10, 1);
-    memcpy(s + 32, c->opened + 8, 8);
+    memcpy(s + 32, l->note + 8, 8);
     opc__buf_put64(s + 16, sequence);
     opc__buf_put64(s + 24, l->open_counter);
-    opc__buf_put64(s + 112, l->uid + (weak ? OPC__LOG_UID_SKIP : 0));
+    opc__buf_put64(s + 112, l->uid + (l->weak ? OPC__LOG_UID_SKIP : 0));
     opc__buf_put64(s + 120, c->end);
     opc__buf_put32(s + c->slot_bytes - 4, opc__crc32c(0, s, c->slot_bytes - 4));
+    memcpy(l->slot, s, sizeof l->slot);
+    l->slot_bytes = c->slot_bytes;
     rc = opc__plat_write_all(l->plat, l->file, (sequence & 1u) * 2048u, s, c->slot_bytes, os);
     if (rc == OPCOMMS_OK) rc = l->plat->file_sync(l->plat->user, l->file, os);
     return rc;
@@ -8398,13 +9018,6 @@ OPC__FN opcomms_err opc__log_window(opc__log *l, opc__log_scan *c, uint64_t at, 
     }
     *p = c->buf + (size_t)(at - c->buf_at);
     return OPCOMMS_OK;
-}
-
-/* The CRC of n bytes with the four at 8 as zero. */
-OPC__FN uint32_t opc__log_batch_crc(const opc__log *l, const uint8_t *p, size_t n) {
-    static const uint8_t zero[4] = {0, 0, 0, 0};
-    uint32_t crc = opc__log_crc(l, p, 8);
-    return opc__crc32c(opc__crc32c(crc, zero, 4), p + 12, n - 12);
 }
 
 /* Is there a valid batch at `at`? Its bytes are then in *p. OPCOMMS_E_NOT_FOUND: no. Any other
@@ -8737,31 +9350,33 @@ OPC__FN opcomms_err opc__log_tell(opc__log *l, const opc__log_scan *c, opcomms_e
             opc__log_meta_of(l, l->head_type, l->head, &m);
             if (tried != 0 && m.kind == OPC__KIND_OUT) rc = opc__log_state(l, tried, &m);
         }
-        if (rc == OPCOMMS_OK && l->owner.found != NULL) {
-            rc = l->owner.found(l->owner.user, m.uid, ref, &m);
+        if (rc == OPCOMMS_OK) {
+            ref = opc__log_ref(ref, opc__log_message_bytes(l->head, l->head_body));
+            l->live += opc__log_size_of(ref);
+            if (l->owner.found != NULL) rc = l->owner.found(l->owner.user, m.uid, ref, &m);
         }
         if (rc == OPCOMMS_OK) continue;
         (void)opc__err_set(err, rc, 0, "stored message");
-        if (err != NULL) err->position = ref;
+        if (err != NULL) err->position = opc__log_at(ref);
         return rc;
     }
     return OPCOMMS_OK;
 }
 
 /* The new slot, and the note of this opening, both synced. */
-OPC__FN opcomms_err opc__log_begin_epoch(opc__log *l, opc__log_scan *c, int weak, int *os) {
+OPC__FN opcomms_err opc__log_begin_epoch(opc__log *l, opc__log_scan *c, int *os) {
     uint8_t *b = NULL;
     uint64_t at = 0;
     /* The directory each time: the crash may have come right after the creation. */
     opcomms_err rc = l->plat->dir_sync(l->plat->user, l->dir, os);
-    if (rc == OPCOMMS_OK) rc = opc__log_slot_next(l, c, weak, os);
-    if (rc == OPCOMMS_OK && c->mend) rc = opc__log_slot_next(l, c, weak, os);
+    if (rc == OPCOMMS_OK) rc = opc__log_slot_next(l, c, os);
+    if (rc == OPCOMMS_OK && c->mend) rc = opc__log_slot_next(l, c, os);
     if (rc != OPCOMMS_OK) return rc;
     opc__log_batch_new(l, c->end);
     l->written = l->durable = c->end;
     rc = opc__log_op(l, OPC__NOTE_OPENED, OPC__LOG_OPENED, OPC__LOG_ANY, &b, &at);
     OPCOMMS_ASSERT(rc == OPCOMMS_OK);
-    memcpy(b, c->opened, OPC__LOG_OPENED);
+    memcpy(b, l->note, OPC__LOG_OPENED);
     rc = opc__log_write(&l->base);
     if (rc != OPCOMMS_OK) {
         *os = l->os_code;
@@ -8781,6 +9396,7 @@ OPC__FN opcomms_err opc__log_load(opc__log *l, const opc__log_options *o, opcomm
     if (rc != OPCOMMS_OK) return opc__err_set(err, rc, os, o->path);
     if (c.size >= OPC__LOG_SIZE_MAX) return opc__err_set(err, OPCOMMS_E_LIMIT, 0, o->path);
     l->uid = o->uid_floor;
+    l->weak = o->durability != 0;
     c.counter = o->counter_floor;
     rc = opc__log_header(l, &c, o->key_hash, &os, err);
     if (rc != OPCOMMS_OK) return rc;
@@ -8789,18 +9405,17 @@ OPC__FN opcomms_err opc__log_load(opc__log *l, const opc__log_options *o, opcomm
     if (c.buf == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, "log");
     rc = opc__log_recover(l, &c, err);
     if (rc == OPCOMMS_OK) {
-        rc = opc__log_begin_epoch(l, &c, o->durability != 0, &os);
+        rc = opc__log_begin_epoch(l, &c, &os);
         if (rc != OPCOMMS_OK) (void)opc__err_set(err, rc, os, "log header");
     }
     if (rc == OPCOMMS_OK) rc = opc__log_tell(l, &c, err);
     if (rc == OPCOMMS_OK && l->owner.note != NULL) {
-        rc = l->owner.note(l->owner.user, OPC__NOTE_OPENED, c.opened, sizeof c.opened);
+        rc = l->owner.note(l->owner.user, OPC__NOTE_OPENED, l->note, sizeof l->note);
         if (rc != OPCOMMS_OK) (void)opc__err_set(err, rc, 0, "log");
     }
     opc__log_index_free(l->mem, &c, 0);
     opc__mem_free(l->mem, c.buf, c.buf_cap);
     opc__mem_wipe(c.slot, sizeof c.slot); /* the salt */
-    opc__mem_wipe(c.opened, sizeof c.opened);
     return rc;
 }
 
@@ -8822,6 +9437,12 @@ OPC__FN opcomms_err opc__log_files(opc__log *l, const char *path, opcomms_error 
     rc = l->plat->file_open(l->plat->user, l->dir, lock, mode, &l->lock, &os);
     if (rc == OPCOMMS_OK) rc = l->plat->file_lock(l->plat->user, l->lock, &os);
     if (rc != OPCOMMS_OK) return opc__err_set(err, rc, os, "log lock");
+    l->name_len = strlen(name);
+    l->name = (char *)opc__mem_alloc(l->mem, l->name_len + OPC__LOG_SUFFIX);
+    if (l->name == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, "log");
+    memcpy(l->name, name, l->name_len);
+    /* A compaction that did not come to its end; usually there is none. */
+    (void)l->plat->file_remove(l->plat->user, l->dir, opc__log_new_name(l), &os);
     rc = l->plat->file_open(l->plat->user, l->dir, name, mode, &l->file, &os);
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, os, path);
 }
@@ -8835,7 +9456,7 @@ OPC__FN opcomms_err opc__log_open(const opc__log_options *o, opc__store **out,
         opc__log_durable, opc__log_write,      opc__log_flush_begin, opc__log_ahead_begin,
         opc__log_flush_run, opc__log_flush_end, opc__log_close,    opc__log_bytes,
         opc__log_hold,   opc__log_done,        opc__log_tried,     opc__log_note,
-        opc__log_epoch,
+        opc__log_epoch,  opc__log_compact,     opc__log_space,
     };
     opc__log *l = (opc__log *)opc__mem_alloc(o->mem, sizeof *l);
     opcomms_err rc;
@@ -8849,6 +9470,9 @@ OPC__FN opcomms_err opc__log_open(const opc__log_options *o, opc__store **out,
     OPCOMMS_ASSERT(l->cap <= OPC__LOG_BATCH_MAX);
     l->bytes_max = o->log_bytes_max;
     if (o->owner != NULL) l->owner = *o->owner;
+    l->dead_min = o->dead_bytes_min != 0 ? o->dead_bytes_min : OPC__LOG_DEAD_MIN;
+    l->slice = l->cap > OPC__LOG_SLICE ? l->cap : OPC__LOG_SLICE;
+    if (o->slice_bytes != 0) l->slice = o->slice_bytes;
     l->ahead = o->ahead_bytes;
     l->puts_max = o->puts_max;
     l->put = (opc__log_put **)opc__mem_array(o->mem, o->puts_max, sizeof *l->put);
@@ -9382,7 +10006,7 @@ OPC__FN opcomms_err opc__look_write(opc__look *k, const char *path, opcomms_erro
     o.log_bytes_max = UINT64_MAX >> 1;
     o.counter_floor = k->c.counter;
     /* The bad parts may have held higher numbers, which must not be given out again. */
-    o.uid_floor = k->floor + (k->r.bad_parts > 0 ? OPC__LOG_UID_SKIP : 0);
+    o.uid_floor = k->floor + (k->r.bad_parts > 0 || k->r.bad_at != 0 ? OPC__LOG_UID_SKIP : 0);
     if (o.uid_floor > OPC__LOG_UID_MAX) o.uid_floor = OPC__LOG_UID_MAX;
     rc = opc__log_open(&o, &to, err);
     if (rc != OPCOMMS_OK) return rc;

@@ -319,7 +319,7 @@ static opcomms_err fuzz_log_found(void *user, uint64_t uid, uint64_t ref, const 
     FUZZ_CHECK(m->uid == uid && m->dest_len <= 1024);
     if (c->count < FUZZ_LOG_MAX) {
         c->m[c->count].uid = uid;
-        c->m[c->count].ref = ref;
+        c->m[c->count].ref = opc__log_at(ref);
         c->m[c->count].bytes = m->bytes;
         c->m[c->count].kind = m->kind;
         c->m[c->count].attempts = m->attempts;
@@ -424,6 +424,7 @@ static void fuzz_log_use(opc__store *s, fuzz_log_content *c) {
     FUZZ_CHECK(s->c->data(s, put, (const uint8_t *)"fresh", 5) == OPCOMMS_OK);
     FUZZ_CHECK(s->c->commit(s, put, &m, &fresh->uid, &fresh->ref, &position) == OPCOMMS_OK);
     FUZZ_CHECK(fresh->uid > last);
+    fresh->ref = opc__log_at(fresh->ref);
     fresh->bytes = 5;
     fresh->readable = opc__crc32c(0, "fresh", 5);
     FUZZ_CHECK(s->c->flush_begin(s) == OPCOMMS_OK);

@@ -135,7 +135,8 @@ nouns="cfg:OPC__STATIC cfg:OPC__FN str:opc__text
     der:opc__derw tls:opc__session tls:opc__sessions key:opc__pem key:OPC__PEM key:opc__base64 key:OPC__OID
     native:opc__hello
     store:opc__msg store:OPC__MSG store:OPC__FRAG store:opc__epoch store:opc__try store:OPC__TRIED
-    store:OPC__STREAM store:OPC__CONTEXT store:OPC__DONE store:OPC__NOTE store:OPC__KIND log:OPC__OP
+    store:OPC__STREAM store:OPC__CONTEXT store:OPC__DONE store:OPC__NOTE store:OPC__KIND store:opc__space
+    log:OPC__OP
     allow:opc__list allow:OPC__LIST allow:opc__rules allow:opc__rule limit:opc__bucket limit:opc__rates
     conn:opc__call conn:opc__reply conn:OPC__OUT items:opc__entry items:opc__pieces
     mailbox:opc__box mailbox:opc__sender

@@ -1,7 +1,8 @@
 /* A disk in memory behind opcomms_platform. It knows what is on the medium, what only the page
    cache holds, and every write in between, so that it can make the images a power cut may leave:
    a sector is atomic, and of each sector the medium has any one of the versions it had since the
-   last sync. Each call can be made to fail, writes to be short, space to end at any byte.
+   last sync. Of the changes of the directory since its last sync it has the first few, in their
+   order. Each call can be made to fail, writes to be short, space to end at any byte.
    A failed sync is the worst kind: what was unsynced is never written again by itself. */
 #ifndef OPCOMMS_FAKEDISK_H
 #define OPCOMMS_FAKEDISK_H
@@ -10,7 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FD_FILES 4
+#define FD_FILES 8
+#define FD_NAMES 16
 #define FD_HANDLES 16
 
 typedef struct fd_op { /* a write, or a truncation when p is NULL */
@@ -22,7 +24,9 @@ typedef struct fd_op { /* a write, or a truncation when p is NULL */
 typedef struct fd_file {
     char name[64];
     int exists;
-    int named; /* the directory entry is on the medium */
+    char media_name[64];
+    int named; /* the directory entry is on the medium, as media_name */
+    int open;  /* handles */
     int locked;
     uint8_t *cache;
     size_t size, cap;
@@ -33,18 +37,27 @@ typedef struct fd_file {
 } fd_file;
 
 enum { FD_OPEN, FD_LOCK, FD_SIZE, FD_READ, FD_WRITE, FD_TRUNCATE, FD_SYNC, FD_DIR_OPEN, FD_DIR_SYNC,
-       FD_RANDOM };
+       FD_RANDOM, FD_RENAME, FD_REMOVE, FD_KINDS };
+
+typedef struct fd_name { /* a change of the directory: file `file` is called that now */
+    int file;
+    char name[64]; /* empty: nothing */
+} fd_name;
 
 typedef struct fdisk fdisk;
 struct fdisk {
     opcomms_platform plat;
     fd_file file[FD_FILES];
+    fd_name name[FD_NAMES]; /* since the last sync of the directory */
+    int names;
+    int rename_lies; /* a renaming that fails was made nevertheless */
     struct { int used, file, lock; } handle[FD_HANDLES];
     int handles; /* open now; directories too */
     uint64_t rng; /* what the platform's random gives */
     uint64_t calls;
     uint64_t fail_at;   /* the call with this number fails; 0: none */
     int failed_call;    /* its kind */
+    int fail_on;        /* and so do all after it */
     int fail_partly;    /* a failing write or truncation leaves a part behind */
     size_t write_most;  /* no write takes more at once; 0: no limit */
     uint64_t space;     /* bytes a file can have; 0: no limit */
@@ -127,7 +140,7 @@ static inline void fd_even(fd_file *f) {
 
 static inline int fd_call(fdisk *d, int kind) { /* 1: this one fails */
     d->calls++;
-    if (d->fail_at == 0 || d->calls != d->fail_at) return 0;
+    if (d->fail_at == 0 || (d->fail_on ? d->calls < d->fail_at : d->calls != d->fail_at)) return 0;
     d->failed_call = kind;
     return 1;
 }
@@ -157,12 +170,32 @@ static inline opcomms_err fd_dir_open(void *user, const char *path, intptr_t *di
     return OPCOMMS_OK;
 }
 
+/* The directory as it was when the changes from `upto` on had not been made. */
+static inline void fd_names_apply(fdisk *d, int upto) {
+    int i;
+    for (i = 0; i < upto; i++) {
+        fd_file *f = &d->file[d->name[i].file];
+        int k;
+        for (k = 0; k < FD_FILES && d->name[i].name[0] != 0; k++) {
+            if (strcmp(d->file[k].media_name, d->name[i].name) == 0) d->file[k].named = 0;
+        }
+        f->named = d->name[i].name[0] != 0;
+        memcpy(f->media_name, d->name[i].name, sizeof f->media_name);
+    }
+    d->names = 0;
+}
+
+static inline void fd_name_add(fdisk *d, int file, const char *name) {
+    if (d->names == FD_NAMES) abort();
+    d->name[d->names].file = file;
+    strcpy(d->name[d->names++].name, name);
+}
+
 static inline opcomms_err fd_dir_sync(void *user, intptr_t dir, int *os_code) {
     fdisk *d = (fdisk *)user;
-    int i;
     (void)dir;
     if (fd_call(d, FD_DIR_SYNC)) { *os_code = 5; return OPCOMMS_E_IO; }
-    for (i = 0; i < FD_FILES; i++) d->file[i].named = d->file[i].exists;
+    fd_names_apply(d, d->names);
     fd_after(d, FD_DIR_SYNC);
     return OPCOMMS_OK;
 }
@@ -184,13 +217,14 @@ static inline fd_file *fd_create(fdisk *d, const char *name) {
     int i;
     for (i = 0; i < FD_FILES; i++) {
         fd_file *f = &d->file[i];
-        if (f->exists) continue;
+        if (f->exists || f->named || f->open > 0) continue;
         fd_ops_drop(f);
         f->size = f->media_size = 0;
         f->exists = 1;
         f->named = 0;
         f->locked = 0;
         strcpy(f->name, name);
+        fd_name_add(d, i, name);
         return f;
     }
     abort();
@@ -204,7 +238,12 @@ static inline opcomms_err fd_file_open(void *user, intptr_t dir, const char *nam
     (void)dir;
     if (fd_call(d, FD_OPEN)) { *os_code = 5; return OPCOMMS_E_IO; }
     if (f == NULL && !(mode & OPCOMMS_FILE_CREATE)) return OPCOMMS_E_NOT_FOUND;
-    if (f == NULL) f = fd_create(d, name);
+    if (f != NULL && (mode & OPCOMMS_FILE_EXCLUSIVE)) { *os_code = 17; return OPCOMMS_E_IO; }
+    if (f == NULL) {
+        f = fd_create(d, name);
+        fd_after(d, FD_OPEN);
+    }
+    f->open++;
     for (h = 0; d->handle[h].used; h++) {
         if (h + 1 == FD_HANDLES) abort();
     }
@@ -300,8 +339,38 @@ static inline opcomms_err fd_file_sync(void *user, intptr_t file, int *os_code) 
 static inline void fd_file_close(void *user, intptr_t file) {
     fdisk *d = (fdisk *)user;
     if (d->handle[file].lock) d->file[d->handle[file].file].locked = 0;
+    d->file[d->handle[file].file].open--;
     d->handle[file].used = 0;
     d->handles--;
+}
+
+static inline opcomms_err fd_remove(void *user, intptr_t dir, const char *name, int *os_code) {
+    fdisk *d = (fdisk *)user;
+    fd_file *f = fd_find(d, name);
+    (void)dir;
+    if (fd_call(d, FD_REMOVE)) { *os_code = 5; return OPCOMMS_E_IO; }
+    if (f == NULL) return OPCOMMS_E_NOT_FOUND;
+    f->exists = 0;
+    fd_name_add(d, (int)(f - d->file), "");
+    fd_after(d, FD_REMOVE);
+    return OPCOMMS_OK;
+}
+
+/* Both entries change at once, for the medium too. */
+static inline opcomms_err fd_rename(void *user, intptr_t dir, const char *from, const char *to,
+                                    int *os_code) {
+    fdisk *d = (fdisk *)user;
+    fd_file *f = fd_find(d, from), *old = fd_find(d, to);
+    int fails = fd_call(d, FD_RENAME);
+    (void)dir;
+    if (fails) *os_code = 5;
+    if (fails && !d->rename_lies) return OPCOMMS_E_IO;
+    if (f == NULL) return OPCOMMS_E_NOT_FOUND;
+    if (old != NULL) old->exists = 0;
+    strcpy(f->name, to);
+    fd_name_add(d, (int)(f - d->file), to); /* takes the name from whoever has it */
+    fd_after(d, FD_RENAME);
+    return fails ? OPCOMMS_E_IO : OPCOMMS_OK;
 }
 
 static inline void fd_init(fdisk *d, uint64_t seed) {
@@ -323,6 +392,8 @@ static inline void fd_init(fdisk *d, uint64_t seed) {
     d->plat.file_truncate = fd_file_truncate;
     d->plat.file_sync = fd_file_sync;
     d->plat.file_close = fd_file_close;
+    d->plat.file_rename = fd_rename;
+    d->plat.file_remove = fd_remove;
 }
 
 static inline void fd_free(fdisk *d) {
@@ -343,12 +414,13 @@ static inline void fd_clear(fdisk *d) {
         fd_file *f = &d->file[i];
         fd_ops_drop(f);
         f->size = f->media_size = 0;
-        f->exists = f->named = f->locked = 0;
+        f->exists = f->named = f->locked = f->open = 0;
     }
+    d->names = d->rename_lies = 0;
     memset(d->handle, 0, sizeof d->handle);
     d->handles = 0;
     d->calls = d->fail_at = 0;
-    d->fail_partly = 0;
+    d->fail_partly = d->fail_on = 0;
     d->write_most = 0;
     d->space = 0;
     d->hook = NULL;
@@ -362,7 +434,7 @@ static inline fd_file *fd_put(fdisk *d, const char *name, const uint8_t *p, size
     fd_apply(&f->cache, &f->size, &f->cap, NULL, 0, 0);
     if (len > 0) fd_apply(&f->cache, &f->size, &f->cap, p, 0, len);
     fd_even(f);
-    f->named = 1;
+    fd_names_apply(d, d->names);
     return f;
 }
 
@@ -372,10 +444,13 @@ static inline void fd_kill(const fdisk *src, fdisk *dst) {
     size_t k;
     fd_clear(dst);
     dst->rng = src->rng ^ 0x5555;
+    memcpy(dst->name, src->name, sizeof dst->name);
+    dst->names = src->names;
     for (i = 0; i < FD_FILES; i++) {
         const fd_file *f = &src->file[i];
         fd_file *g = &dst->file[i];
         memcpy(g->name, f->name, sizeof g->name);
+        memcpy(g->media_name, f->media_name, sizeof g->name);
         g->exists = f->exists;
         g->named = f->named;
         fd_reserve(&g->cache, &g->cap, f->size);
@@ -439,20 +514,27 @@ static inline void fd_cut_file(const fd_file *f, fd_file *g, unsigned sector, in
 
 /* The power goes: dst is what the medium may hold afterwards. */
 static inline void fd_cut(const fdisk *src, fdisk *dst, unsigned sector, int how, uint64_t *rng) {
-    int i;
+    int i, upto = how == FD_CUT_NOTHING ? 0
+                  : how == FD_CUT_ALL   ? src->names
+                                        : (int)fd_below(rng, (uint64_t)src->names + 1);
     fd_clear(dst);
     dst->rng = src->rng ^ fd_next(rng);
     for (i = 0; i < FD_FILES; i++) {
+        dst->file[i].named = src->file[i].named;
+        memcpy(dst->file[i].media_name, src->file[i].media_name, sizeof dst->file[i].name);
+    }
+    memcpy(dst->name, src->name, sizeof dst->name);
+    fd_names_apply(dst, upto);
+    for (i = 0; i < FD_FILES; i++) {
         const fd_file *f = &src->file[i];
         fd_file *g = &dst->file[i];
-        memcpy(g->name, f->name, sizeof g->name);
-        g->exists = f->exists && (f->named || (how != FD_CUT_NOTHING && fd_below(rng, 2) == 0));
+        memcpy(g->name, g->media_name, sizeof g->name);
+        g->exists = g->named;
         if (!g->exists) continue;
         fd_reserve(&g->cache, &g->cap, f->media_size);
         if (f->media_size > 0) memcpy(g->cache, f->media, f->media_size);
         g->size = f->media_size;
         if (how != FD_CUT_NOTHING) fd_cut_file(f, g, sector, how, rng);
-        g->named = 1;
         fd_even(g);
     }
 }

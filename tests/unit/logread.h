@@ -188,6 +188,7 @@ static inline void lr_operations(lr *r, const lr_batch *b) {
             }
         } else if (op[0] == 9 || op[0] == 10 || op[0] == 13 || op[0] == 14) {
             r->notes++;
+            if (op[0] == 9 && n == 16 && r->seen < lr_int(op + 8, 8)) r->seen = lr_int(op + 8, 8);
             if (op[0] == 10 && n >= 8) r->state = lr_int(op + 8, 8);
             if (op[0] == 14) {
                 if (n != 40) r->wrong = "an opening";

@@ -65,6 +65,12 @@ typedef struct found {
     uint64_t notes;
     opc__epoch opened; /* the last one noted */
     int wrong;         /* what cannot be right */
+    /* for compaction, or NULL */
+    int (*live)(void *user, uint64_t uid);
+    void (*moved)(void *user, uint64_t uid, uint64_t ref);
+    opcomms_err (*all_notes)(void *user);
+    void (*switched)(void *user, int done);
+    void *w;
 } found;
 
 /* What becomes of a queued message follows from how often it was tried. */
@@ -110,6 +116,9 @@ static inline opcomms_err on_note(void *user, unsigned type, const uint8_t *body
     } else if (type == OPC__NOTE_STATE) {
         f->wrong += n < 8 || opc__buf_be64(body) <= f->state;
         f->state = opc__buf_be64(body);
+    } else if (type == OPC__NOTE_SEEN && n == 16) { /* of a compaction */
+        f->wrong += opc__buf_be64(body) < f->seen;
+        f->seen = opc__buf_be64(body);
     }
     return OPCOMMS_OK;
 }
@@ -136,6 +145,10 @@ static inline opcomms_err log_open_with(const opc__log_options *o, opc__store **
     owner.found = on_found;
     owner.seen = on_seen;
     owner.note = on_note;
+    owner.live = f->live;
+    owner.moved = f->moved;
+    owner.notes = f->all_notes;
+    owner.switched = f->switched;
     with.owner = &owner;
     f->count = f->wrong = 0;
     f->state = f->seen = f->notes = 0;
@@ -273,7 +286,7 @@ static inline int msg_same(const opc__msg_meta *a, const opc__msg_meta *b) {
 
 static inline opcomms_err msg_read(opc__store *s, uint64_t ref, uint8_t tag, uint64_t len,
                                    int *right) {
-    uint8_t buf[4096], dest[1024], context[OPC__CONTEXT_MAX];
+    uint8_t buf[4096], dest[1024], context[OPC__CONTEXT_MAX], fill = tag;
     opc__msg_meta m, want;
     uint64_t at = 0;
     size_t more = 1;
@@ -287,13 +300,17 @@ static inline opcomms_err msg_read(opc__store *s, uint64_t ref, uint8_t tag, uin
                                               : MSG_OWN,
              tag, m.number, len);
     if (m.kind == OPC__KIND_OUT) want.number = m.uid;
+    if (m.kind == OPC__KIND_OUT && m.attempts_max == 0) {
+        want.attempts_max = 0;
+        fill = 0;
+    }
     if (!msg_same(&m, &want)) return OPCOMMS_OK;
     while (at < len) {
         size_t got = 0, i;
         rc = s->c->read(s, ref, at, buf, sizeof buf, &got);
         if (rc != OPCOMMS_OK || got == 0) return rc;
         for (i = 0; i < got; i++) {
-            if (buf[i] != msg_byte(tag, at + i)) return OPCOMMS_OK;
+            if (buf[i] != msg_byte(fill, at + i)) return OPCOMMS_OK;
         }
         at += got;
     }
@@ -305,7 +322,7 @@ static inline opcomms_err msg_read(opc__store *s, uint64_t ref, uint8_t tag, uin
 /* ---- the model ---- */
 
 typedef struct wmsg {
-    uint64_t uid, ref, position, ack_position, len;
+    uint64_t uid, ref, to, position, ack_position, len;
     uint8_t tag, durable, written, acked, ack_durable, gone;
     uint8_t what;
     uint64_t number;                  /* of its stream */
@@ -327,6 +344,10 @@ typedef struct world {
     uint64_t state, state_sure, state_written, state_position; /* notes, as of a message */
     uint64_t number;       /* of the stream */
     uint64_t opened;       /* the last open counter */
+    uint64_t compactions, gave_up;
+    int half;              /* a message is being received */
+    uint32_t half_put;
+    uint64_t half_len;
     found f;
     opcomms_error err;
 } world;
@@ -430,11 +451,89 @@ static inline void world_settle(world *w) {
 
 static inline opcomms_err world_open(world *w) {
     opcomms_err rc = log_open_with(&w->o, &w->s, &w->f, &w->err);
+    w->half = 0;
     if (rc != OPCOMMS_OK) {
         w->s = NULL;
         return rc;
     }
     world_settle(w);
+    return rc;
+}
+
+/* ---- what a compaction asks ---- */
+
+static inline wmsg *world_of(world *w, uint64_t uid) {
+    int i;
+    for (i = w->n - 1; i >= 0; i--) {
+        if (w->m[i].uid == uid && !w->m[i].gone) return &w->m[i];
+    }
+    return NULL;
+}
+
+static inline int world_live(void *user, uint64_t uid) {
+    wmsg *m = world_of((world *)((found *)user)->w, uid);
+    return m == NULL || m->acked || m->ack_durable ? 0 : 1 + (int)m->attempts;
+}
+
+static inline void world_moved(void *user, uint64_t uid, uint64_t ref) {
+    wmsg *m = world_of((world *)((found *)user)->w, uid);
+    if (m != NULL) m->to = ref;
+}
+
+static inline opcomms_err world_notes(void *user) {
+    world *w = (world *)((found *)user)->w;
+    uint8_t body[16];
+    uint64_t position = 0;
+    opcomms_err rc = OPCOMMS_OK;
+    memset(body, 0, sizeof body);
+    opc__buf_put64(body, w->number);
+    if (w->number > 0) rc = w->s->c->note(w->s, OPC__NOTE_SEEN, body, 16, &position);
+    opc__buf_put64(body, w->state);
+    if (rc == OPCOMMS_OK && w->state > 0) {
+        rc = w->s->c->note(w->s, OPC__NOTE_STATE, body, 9, &position);
+    }
+    return rc;
+}
+
+static inline void world_switched(void *user, int done) {
+    world *w = (world *)((found *)user)->w;
+    int i;
+    for (i = 0; i < w->n; i++) {
+        wmsg *m = &w->m[i];
+        if (done && !m->gone && !m->acked && !m->ack_durable) {
+            if (m->to == 0) world_bad(w, "a message was not moved", m->uid);
+            m->ref = m->to;
+        }
+        m->to = 0;
+    }
+    if (done) {
+        w->compactions++;
+    } else {
+        w->gave_up++;
+    }
+}
+
+/* One step of a compaction. Whatever happens to it, the log goes on. */
+static inline opcomms_err world_compact(world *w, int force) {
+    opc__store *s = w->s;
+    uint64_t switched = w->compactions;
+    uint64_t end = s->c->end(s), durable = s->c->durable(s), position = 0;
+    int flush = 0, last, i, steps = 1 + (int)fd_below(&w->rng, 12);
+    opcomms_err rc = OPCOMMS_OK;
+    for (i = 0; rc == OPCOMMS_OK && !flush && i < steps; i++) {
+        rc = s->c->compact(s, force, &flush);
+    }
+    if (rc == OPCOMMS_E_POISONED) return rc;
+    if (rc != OPCOMMS_OK && flush) world_bad(w, "a flush of what failed", 0);
+    if (!flush) return OPCOMMS_OK;
+    last = s->c->room(s) == 0;
+    if (last && s->c->ack(s, 0, 1, &position) != OPCOMMS_E_AGAIN) world_bad(w, "no room", 1);
+    if (s->c->flush_begin(s) != OPCOMMS_E_AGAIN) world_bad(w, "two flushes", 1);
+    rc = s->c->flush_end(s, s->c->flush_run(s));
+    if (s->c->end(s) != end || s->c->durable(s) < durable) world_bad(w, "a position fell", end);
+    if (rc == OPCOMMS_OK && w->compactions != switched && s->c->durable(s) != end) {
+        world_bad(w, "a compacted log is not durable", end);
+    }
     return rc;
 }
 
@@ -444,6 +543,12 @@ static inline void world_init(world *w, fdisk *d, uint64_t seed, int durability)
     w->rng = seed;
     w->o = log_options(d);
     w->o.durability = durability;
+    w->o.slice_bytes = seed % 4 == 0 ? 0 : seed % 4 == 1 ? 20000 : 300 * (seed % 4);
+    w->f.w = w;
+    w->f.live = world_live;
+    w->f.moved = world_moved;
+    w->f.all_notes = world_notes;
+    w->f.switched = world_switched;
 }
 
 static inline void world_add(world *w, int what, uint64_t len, uint64_t uid, uint64_t ref,
@@ -566,6 +671,35 @@ static inline opcomms_err world_abandoned_put(world *w) {
     return rc == OPCOMMS_E_AGAIN ? flush_rc(w->s) : rc;
 }
 
+/* A large message that takes several steps to come. */
+static inline opcomms_err world_half(world *w) {
+    uint8_t data[16384], tag = (uint8_t)(w->n + 1);
+    opc__msg_meta m;
+    uint64_t uid = 0, ref = 0, position = 0;
+    opcomms_err rc = OPCOMMS_OK;
+    if (w->n == WORLD_MSGS) return OPCOMMS_OK;
+    if (!w->half) {
+        rc = w->s->c->begin(w->s, &w->half_put);
+        w->half = rc == OPCOMMS_OK;
+        w->half_len = 0;
+        return rc;
+    }
+    if (w->half_len < 40000) { /* the tag is known at the end only: all bytes are as of tag 0 */
+        msg_fill(data, 0, w->half_len, sizeof data);
+        rc = w->s->c->data(w->s, w->half_put, data, sizeof data);
+        if (rc == OPCOMMS_OK) w->half_len += sizeof data;
+        return rc == OPCOMMS_E_AGAIN ? flush_rc(w->s) : rc;
+    }
+    msg_meta(&m, MSG_QUEUED, tag, 0, w->half_len);
+    m.attempts_max = 0; /* that says so */
+    rc = w->s->c->commit(w->s, w->half_put, &m, &uid, &ref, &position);
+    if (rc == OPCOMMS_E_AGAIN) return flush_rc(w->s);
+    if (rc != OPCOMMS_OK) return rc;
+    w->half = 0;
+    world_add(w, MSG_QUEUED, w->half_len, uid, ref, position);
+    return rc;
+}
+
 static inline opcomms_err world_reopen(world *w, int clean) {
     uint64_t written = w->s->c->written(w->s);
     opcomms_err rc = OPCOMMS_OK;
@@ -611,12 +745,16 @@ static inline opcomms_err world_step(world *w) {
         rc = world_try(w);
     } else if (what < 46) {
         rc = world_group(w);
-    } else if (what < 60) {
+    } else if (what < 58) {
         rc = world_ack(w);
-    } else if (what < 82) {
+    } else if (what < 72) {
         rc = flush_rc(w->s);
-    } else if (what < 90) {
+    } else if (what < 79) {
         rc = w->s->c->write(w->s);
+    } else if (what < 87) {
+        rc = world_compact(w, 1);
+    } else if (what < 90) {
+        rc = world_half(w);
     } else if (what < 91) {
         if (w->s->c->ahead_begin(w->s) == OPCOMMS_OK) {
             rc = w->s->c->flush_end(w->s, w->s->c->flush_run(w->s));

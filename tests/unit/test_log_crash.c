@@ -8,7 +8,7 @@
 static fdisk disk, level[3]; /* level n: images made while an image of level n - 1 is opened */
 static world *now;
 static found image_found[3];
-static uint64_t images, images_wanted, images_nested;
+static uint64_t images, images_wanted, images_nested, compactions;
 static uint64_t rng;
 static int per_call;
 
@@ -114,6 +114,7 @@ static void run_world(uint64_t seed, int durability, uint32_t ahead) {
         if (fd_below(&rng, 24) == 0 && w.s != NULL) world_power_cut(&w);
     }
     if (w.s != NULL) CHECK_EQ(w.s->c->close(w.s), OPCOMMS_OK);
+    compactions += w.compactions;
     CHECK_EQ(w.bad, 0);
     if (w.bad) printf("seed %llu durability %d\n", (unsigned long long)seed, durability);
     CHECK_EQ(mem.used, 0);
@@ -130,9 +131,11 @@ TEST(what_was_durable_survives_every_power_cut_and_a_cut_is_never_taken_for_dama
     }
     CHECK(images >= images_wanted);
     CHECK(images_nested > images_wanted / 50);
-    printf("%llu power-cut images opened, %llu of them within a recovery, up to seed %llu\n",
+    CHECK(compactions > images_wanted / 2000);
+    printf("%llu power-cut images opened, %llu of them within a recovery, through %llu "
+           "compactions, up to seed %llu\n",
            (unsigned long long)images, (unsigned long long)images_nested,
-           (unsigned long long)seed);
+           (unsigned long long)compactions, (unsigned long long)seed);
 }
 
 TEST(a_creation_that_is_cut_short_anywhere_is_made_good) {

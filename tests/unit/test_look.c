@@ -13,31 +13,9 @@ static opcomms_error err;
 
 /* ---- helpers ---- */
 
-static opcomms_err fd_rename(void *user, intptr_t dir, const char *from, const char *to, int *os) {
-    fdisk *d = (fdisk *)user;
-    fd_file *g = fd_find(d, from), *old = fd_find(d, to);
-    (void)dir;
-    if (fd_call(d, FD_DIR_SYNC)) { *os = 5; return OPCOMMS_E_IO; }
-    if (g == NULL) return OPCOMMS_E_NOT_FOUND;
-    if (old != NULL) old->exists = 0;
-    snprintf(g->name, sizeof g->name, "%s", to);
-    return OPCOMMS_OK;
-}
-
-static opcomms_err fd_remove(void *user, intptr_t dir, const char *name, int *os) {
-    fd_file *g = fd_find((fdisk *)user, name);
-    (void)dir;
-    (void)os;
-    if (g == NULL) return OPCOMMS_E_NOT_FOUND;
-    g->exists = 0;
-    return OPCOMMS_OK;
-}
-
 static void disks(void) {
     fd_init(&disk, 1);
     fd_init(&spoilt, 2);
-    spoilt.plat.file_rename = fd_rename;
-    spoilt.plat.file_remove = fd_remove;
 }
 
 static fd_file *log_of(fdisk *d) { return fd_find(d, "peer.log"); }
