@@ -15950,6 +15950,41 @@ OPC__FN void opc__peer_ahead(opcomms_peer *p) {
     }
 }
 
+/* One piece of a compaction, when one is due or under way. */
+OPC__FN void opc__peer_compact(opcomms_peer *p) {
+    opc__space space;
+    opcomms_err rc;
+    int flush = 0, full;
+    if (p->failed != OPCOMMS_OK || p->stopping) return;
+    rc = p->store->c->compact(p->store, 0, &flush);
+    if (rc == OPCOMMS_E_POISONED) {
+        opc__peer_failed(p, rc);
+    } else if (rc != OPCOMMS_OK && rc != OPCOMMS_E_AGAIN) {
+        opc__peer_say(p, OPCOMMS_LOG_WARNING, "log: compaction given up for now: ",
+                      opc__err_text(rc));
+    }
+    if (flush) {
+        p->sealing = p->store->c->end(p->store);
+        p->unflushed = 0;
+        p->flushing = 1;
+        if (p->flush_async != NULL) {
+            p->flush_async(p);
+        } else {
+            opc__peer_flush_here(p);
+        }
+    }
+    if (rc == OPCOMMS_OK && !p->flushing) p->more = 1;
+    /* A warning while there is time: at 80, 90, 95 per cent, and again after it got better. */
+    p->store->c->space(p->store, &space);
+    full = space.limit == 0 ? 0 : (int)(space.live / (space.limit / 100u + 1u));
+    full = full >= 95 ? 95 : full >= 90 ? 90 : full >= 80 ? 80 : 0;
+    if (full > p->told_full) {
+        opc__peer_event(p, (uint64_t)full, OPCOMMS_STATE_LOG, OPCOMMS_E_FULL, NULL);
+        opc__peer_say(p, OPCOMMS_LOG_WARNING, "log: what is kept fills most of log_bytes_max", NULL);
+    }
+    p->told_full = full;
+}
+
 /* Writes or syncs what the durability asks for now. */
 OPC__FN void opc__peer_flush(opcomms_peer *p, uint64_t now_us) {
     int due = p->cfg.durability == OPCOMMS_DURABLE_ALWAYS;
@@ -18885,6 +18920,7 @@ OPC__FN void opc__node_step(opcomms_peer *p, size_t n) {
         (void)opc__node_slot_reap(p, i - 1, now);
     }
     opc__node_links_idle(p, now);
+    opc__peer_compact(p);
     opc__peer_ahead(p);
 }
 
@@ -19984,7 +20020,11 @@ OPC__FN opcomms_err opc__pub_note(void *user, unsigned type, const uint8_t *body
 }
 
 OPC__FN int opc__pub_live(void *user, uint64_t uid) {
-    return opc__items_live(&((opcomms_peer *)user)->items, uid);
+    const opc__items *t = &((opcomms_peer *)user)->items;
+    uint32_t i = opc__items_find(t, uid);
+    if (i == OPC__ITEMS_NONE) return 0;
+    if (opc__items_at(t, i)->kind == OPC__KIND_IN) return 1;
+    return 1 + (int)opc__outbox_attempts(opc__items_at(t, i));
 }
 
 OPC__FN void opc__pub_moved(void *user, uint64_t uid, uint64_t ref) {
