@@ -445,6 +445,9 @@ int main(int argc, char **argv) {
     rc = run(argc, argv);
     opcomms_allow_list_release(allow);
     opcomms_routing_table_release(routes);
-    if (raw_child > 0) kill(raw_child, SIGKILL);
+    if (raw_child > 0) {
+        kill(raw_child, SIGKILL);
+        waitpid(raw_child, NULL, 0); /* its log is free for the next run */
+    }
     return rc;
 }
