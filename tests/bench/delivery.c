@@ -105,6 +105,7 @@ static void put(uint8_t *p, void *user) {
     for (;;) {
         rc = opcomms_enqueue(sender, &to, raw_page->address, NULL, 0, p, size, NULL, NULL, &err);
         if (rc != OPCOMMS_E_FULL) break;
+        raw_alive();
         (void)poll(NULL, 0, 1);
     }
     check(rc, "opcomms_enqueue");
@@ -126,6 +127,7 @@ static void commit_all(void) {
         size_t n = commit.n - at < commit.most ? commit.n - at : commit.most;
         opcomms_err rc = opcomms_commit(sender, NULL, 0, commit.out + at, n, NULL, 0, &err);
         if (rc == OPCOMMS_E_FULL) {
+            raw_alive();
             (void)poll(NULL, 0, 1);
         } else if (rc == OPCOMMS_E_LIMIT && commit.most > 1) {
             commit.most /= 2;
@@ -157,6 +159,7 @@ static void settle(void) {
     double limit = raw_now() + 30e6;
     uint64_t left;
     while ((left = opcomms_queued_count(sender, NULL)) > 0) {
+        raw_alive();
         (void)poll(NULL, 0, 1);
         if (raw_now() < limit) continue;
         errno = 0;

@@ -127,15 +127,19 @@ RAW_FN pid_t raw_start(void) {
 
 RAW_FN void raw_reach(int stage) { raw_set(&raw_page->stage, stage); }
 
+RAW_FN void raw_alive(void) {
+    int status;
+    if (waitpid(raw_child, &status, WNOHANG) != raw_child) return;
+    raw_child = 0;
+    errno = 0;
+    raw_die("the receiver has ended with status %d", status);
+}
+
 RAW_FN void raw_await(volatile int *what, int value) {
     double limit = raw_now() + 30e6;
     int now;
     while ((now = __atomic_load_n(what, __ATOMIC_ACQUIRE)) < value) {
-        int status;
-        if (waitpid(raw_child, &status, WNOHANG) == raw_child) {
-            raw_child = 0;
-            raw_die("the receiver has ended with status %d", status);
-        }
+        raw_alive();
         if (raw_now() > limit) raw_die("the receiver is silent");
         raw_wait(what, now, 100);
     }
