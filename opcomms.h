@@ -21673,10 +21673,11 @@ OPCOMMS_API opcomms_err opcomms_next_event(opcomms_peer *peer, uint32_t timeout_
                                            opcomms_event *out) {
     uint64_t start;
     opcomms_err rc = OPCOMMS_E_EMPTY;
+    int taken;
     if (peer == NULL || out == NULL) return OPCOMMS_E_INVAL;
     opc__mutex_lock(&peer->lock);
     start = opc__peer_now(peer);
-    while (!opc__peer_event_take(peer, out)) {
+    while (!(taken = opc__peer_event_take(peer, out))) {
         uint64_t passed = opc__peer_now(peer) - start, left = UINT64_MAX;
         if (peer->stopping) rc = OPCOMMS_E_CLOSED;
         if (peer->stopping || timeout_ms == 0) break;
@@ -21688,7 +21689,7 @@ OPCOMMS_API opcomms_err opcomms_next_event(opcomms_peer *peer, uint32_t timeout_
         }
         opc__pub_rest(peer, left);
     }
-    if (rc == OPCOMMS_E_EMPTY && out->state != 0) rc = OPCOMMS_OK;
+    if (taken) rc = OPCOMMS_OK;
     opc__peer_unlock(peer);
     return rc;
 }
