@@ -21338,9 +21338,11 @@ OPC__FN opcomms_err opc__pub_queue(opcomms_peer *p, opc__order *o, uint64_t *pos
 
 /* As durable as a caller may expect when the call returns. */
 OPC__FN opcomms_err opc__pub_wait_stored(opcomms_peer *p, uint64_t position) {
-    if (p->cfg.durability == OPCOMMS_DURABLE_ALWAYS) return opc__pub_settle(p, position);
-    opc__peer_flush(p, opc__peer_now(p)); /* a memory store is visible at once */
-    return OPCOMMS_OK;
+    if (p->cfg.flags & OPCOMMS_MEMORY_STORE) { /* visible at once */
+        opc__peer_visible(p);
+        return OPCOMMS_OK;
+    }
+    return p->cfg.durability == OPCOMMS_DURABLE_ALWAYS ? opc__pub_settle(p, position) : OPCOMMS_OK;
 }
 
 OPC__FN opcomms_err opc__pub_enqueue(opcomms_peer *p, opc__order *o) {
