@@ -15753,6 +15753,7 @@ struct opcomms_peer {
     int unsettled; /* acknowledgements of the outbox wait for room in the store */
     uint64_t sealing;      /* everything up to this position goes with the flush under way */
     uint64_t consumptions; /* counts messages that the program has acknowledged */
+    int hungry;            /* the next of them is to be told to a sender, or lets it go on */
     int64_t wall_s;        /* at the beginning of this step */
     opc__call *directs;    /* of threads that wait, without a connection so far */
     uint64_t direct_number;
@@ -16774,7 +16775,7 @@ OPC__FN int opc__flow_write_acks(opc__flow *f, opc__flow_in *ch, opc__pen *pen) 
         }
         ch->durable = durable;
         ch->received = durable;
-        ch->consumed_seen = 0;
+        ch->consumed_seen = UINT64_MAX; /* look again */
     }
     if ((ch->wants & 1u) && ch->fresh.position != 0 && ch->fresh.number > ch->received) {
         wrote = opc__flow_write_ack(f, ch, pen, OPC__NATIVE_RECEIVED, ch->fresh.number);
@@ -16790,7 +16791,9 @@ OPC__FN int opc__flow_write_acks(opc__flow *f, opc__flow_in *ch, opc__pen *pen) 
         }
         ch->consumed_seen = p->consumptions;
     }
+    if ((ch->wants & 2u) && ch->consumed < ch->durable) p->hungry = 1;
     if (!ch->open) return wrote;
+    if (ch->credit_messages - ch->messages <= p->cfg.window_messages / 2u) p->hungry = 1;
     /* Credit alone, when half of it is used up and there is more to be had. */
     free = opc__flow_free(f, ch);
     if (ch->messages + free > ch->credit_messages &&
@@ -17562,6 +17565,9 @@ OPC__FN opcomms_err opc__node_consume(opcomms_peer *p, uint32_t i, uint64_t *pos
                                       opc__items_at(&p->items, i)->uid, position);
     if (rc != OPCOMMS_OK) return rc;
     opc__mailbox_remove(&p->mailbox, i);
+    p->consumptions++;
+    if (p->hungry) opc__node_kick(p);
+    p->hungry = 0;
     return OPCOMMS_OK;
 }
 
