@@ -17282,7 +17282,7 @@ OPC__FN opcomms_err opc__flow_watch(opc__flow *f, opc__conn *c, uint64_t now_us)
     if (!f->pinged && f->hello_got && opc__peer_since(now_us, f->await_us) >= most / 2u) {
         f->ping = 1;
     }
-    f->await_until_us = f->await_us + (f->pinged || f->ping ? most : most / 2u);
+    f->await_until_us = f->await_us + (f->pinged || f->ping || !f->hello_got ? most : most / 2u);
     return opc__peer_since(now_us, f->await_us) >= most ? OPCOMMS_E_TIMEOUT : OPCOMMS_OK;
 }
 
@@ -17566,7 +17566,7 @@ OPC__FN opcomms_err opc__node_consume(opcomms_peer *p, uint32_t i, uint64_t *pos
     if (rc != OPCOMMS_OK) return rc;
     opc__mailbox_remove(&p->mailbox, i);
     p->consumptions++;
-    if (p->hungry) opc__node_kick(p);
+    if (p->hungry) opc__peer_kick(p);
     p->hungry = 0;
     return OPCOMMS_OK;
 }
