@@ -21680,14 +21680,13 @@ OPCOMMS_API opcomms_err opcomms_dead_requeue(opcomms_peer *peer, uint64_t number
 OPCOMMS_API opcomms_err opcomms_next_event(opcomms_peer *peer, uint32_t timeout_ms,
                                            opcomms_event *out) {
     uint64_t start;
-    opcomms_err rc = OPCOMMS_E_EMPTY;
-    int taken;
+    opcomms_err rc = OPCOMMS_OK;
     if (peer == NULL || out == NULL) return OPCOMMS_E_INVAL;
     opc__mutex_lock(&peer->lock);
     start = opc__peer_now(peer);
-    while (!(taken = opc__peer_event_take(peer, out))) {
+    while (!opc__peer_event_take(peer, out)) {
         uint64_t passed = opc__peer_now(peer) - start, left = UINT64_MAX;
-        if (peer->stopping) rc = OPCOMMS_E_CLOSED;
+        rc = peer->stopping ? OPCOMMS_E_CLOSED : OPCOMMS_E_EMPTY;
         if (peer->stopping || timeout_ms == 0) break;
         if (opc__peer_inside(peer)) rc = OPCOMMS_E_BUSY;
         if (rc == OPCOMMS_E_BUSY) break;
@@ -21696,8 +21695,8 @@ OPCOMMS_API opcomms_err opcomms_next_event(opcomms_peer *peer, uint32_t timeout_
             left = (uint64_t)timeout_ms * 1000u - passed;
         }
         opc__pub_rest(peer, left);
+        rc = OPCOMMS_OK;
     }
-    if (taken) rc = OPCOMMS_OK;
     opc__peer_unlock(peer);
     return rc;
 }
