@@ -21325,6 +21325,7 @@ OPC__FN opcomms_err opc__pub_reserve(opcomms_peer *p, opc__order *o) {
     const opc__msg_meta *m = &o->meta;
     opcomms_err rc = opc__outbox_open(&p->outbox, m->server, m->from_id, m->dest, m->dest_len,
                                       m->dest_id, &o->index);
+    if (rc == OPCOMMS_E_LIMIT) return OPCOMMS_E_FULL; /* destinations */
     if (rc == OPCOMMS_OK) rc = opc__outbox_reserve(&p->outbox, o->index, m);
     return rc;
 }
