@@ -16919,7 +16919,7 @@ OPC__FN int opc__flow_has_credit(const opc__flow_out *ch) {
 /* A channel that has to begin anew, for another opening of our log or for acknowledgements it was
    not opened for, does so once all before is settled. */
 OPC__FN void opc__flow_reopen(opc__flow_out *ch) {
-    if (ch->settled == ch->last && !ch->under_way) ch->state = OPC__FLOW_CLOSING;
+    if (ch->settled >= ch->last && !ch->under_way) ch->state = OPC__FLOW_CLOSING;
 }
 
 /* The next message of a destination of the outbox, or the next chunk of it. */
