@@ -681,10 +681,9 @@ typedef struct opcomms_config {
     uint32_t retry_min_ms;     /* wait after a failed attempt; default 100, doubling */
     uint32_t retry_max_ms;     /* up to this; default 10 000 */
     uint32_t window_messages;  /* native: unacknowledged ones of a sender; default 16 384 */
+    uint32_t streams_max;      /* native: sender and destination pairs remembered; default 16 384 */
     uint64_t window_bytes;     /* native: and their payload; default 8 MiB */
     uint64_t message_bytes_max; /* native: largest message taken; default 8 MiB, most 128 MiB */
-    uint32_t streams_max;      /* native: sender and destination pairs remembered; default 16 384 */
-    uint32_t reserved2;
     opcomms_event_fn event;
     void *event_user;
 } opcomms_config;
