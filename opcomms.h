@@ -94,6 +94,11 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
     requests               10 000 in a burst and 100 a second from one identity
     handshake time         10 s         idle time   300 s
     unread messages        100 000, 10 000 per sender and destination
+    outbox                 100 000 messages, 256 MiB, 4 096 destinations
+    retries                for ever, after 100 ms doubling to 10 s
+    native                 message 8 MiB; 16 384 unacknowledged messages and 8 MiB of payload per
+                           sender and destination, 16 384 such pairs remembered
+    events kept            256          caller's state record   4 096 bytes
     log                    1 GiB        memory      64 MiB
     requests in flight     16 per inbound connection, further ones wait
     messages handed out    64
@@ -116,22 +121,28 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
             allow routes                      path of a list, or the list itself, or allow_all
             durability                        always, interval or never
             protocol                          v0.5.0 or newer
-            memory_store no_listen no_resumption     true or false: bits of cfg.flags
-            sync_interval_ms handshake_timeout_ms idle_timeout_ms send_timeout_ms     milliseconds
-            frame_bytes_max log_bytes_max memory_bytes_max                            bytes
+            memory_store no_listen no_resumption tarpc_only native_only
+                                              true or false: bits of cfg.flags
+            sync_interval_ms handshake_timeout_ms idle_timeout_ms send_timeout_ms
+            retry_min_ms retry_max_ms         milliseconds
+            frame_bytes_max log_bytes_max memory_bytes_max queued_bytes_max window_bytes
+            message_bytes_max                 bytes
             connections_max connections_per_address handshakes_max handshakes_per_second
-            messages_max queue_depth_max mailboxes_max rate_per_second rate_cost      numbers
+            messages_max queue_depth_max mailboxes_max rate_per_second rate_cost
+            queued_max queued_per_destination_max destinations_max attempts_max
+            window_messages streams_max       numbers
             rate_capacity                     number, or unlimited
         The groups of the reference's settings are understood as well, for the same fields:
             rate_limiter_config   rate_limit_capacity, rate_limit_refill_rate, tokens_per_message:
                                   rate_capacity, rate_per_second, rate_cost
             msg_size_config       max_frame_size_kb: frame_bytes_max in units of 1 024
             queue_config          max_queue_depth: queue_depth_max
-            broker_node_config    max_msgs_per_tick_utilization, max_send_attempts,
-                                  retry_min_delay_msecs, retry_max_delay_msecs: checked, and not
-                                  used by this version, which has no queue of outgoing messages
+            broker_node_config    max_send_attempts, retry_min_delay_msecs, retry_max_delay_msecs:
+                                  attempts_max, retry_min_ms, retry_max_ms;
+                                  max_msgs_per_tick_utilization: checked, and not used
         Numbers are decimal, without quotes, within the ranges of opcomms_new; 0 is allowed where
-        it is a value (mailboxes_max), and refused where cfg means the default by it. What the
+        it is a value (mailboxes_max; attempts_max: for ever), and refused where cfg means the
+        default by it. What contradicts an earlier key is refused at the later one. What the
         program decides (NO_BACKGROUND, allocator, platform, callbacks) has no key. Everything is
         read before anything takes effect, and what is wrong is named with its line.
 
@@ -11502,13 +11513,13 @@ enum {
     OPC__SETTINGS_PART  /* from 0 to 1 with decimals; checked only */
 };
 
-#define OPC__SETTINGS_KEYS 37u
+#define OPC__SETTINGS_KEYS 50u
 #define OPC__SETTINGS_GROUPS 4u
 #define OPC__SETTINGS_TEXTS 6u /* the address, three paths, two lists */
 
 struct opcomms_settings {
     opcomms_config cfg;
-    uint32_t unused[4]; /* what the reference has and this version has no use for */
+    uint32_t unused; /* what the reference has and this version has no use for */
     opc__mem mem;
     uint32_t line[OPC__SETTINGS_KEYS]; /* where the key stands; 0: nowhere */
     char text[OPC__SETTINGS_TEXTS * OPC__PATH_MAX];
@@ -11526,7 +11537,7 @@ typedef struct opc__settings_key {
 } opc__settings_key;
 
 #define OPC__SETTINGS_AT(field) (uint16_t) offsetof(opcomms_config, field)
-#define OPC__SETTINGS_NO_USE(i) (uint16_t)(offsetof(struct opcomms_settings, unused) + 4u * (i))
+#define OPC__SETTINGS_NO_USE (uint16_t) offsetof(struct opcomms_settings, unused)
 
 static const char *const opc__settings_groups[OPC__SETTINGS_GROUPS] = {
     "rate_limiter_config", "broker_node_config", "msg_size_config", "queue_config"};
@@ -11545,6 +11556,8 @@ static const opc__settings_key opc__settings_keys[OPC__SETTINGS_KEYS] = {
     {"memory_store", 0, OPC__SETTINGS_FLAG, OPC__SETTINGS_AT(flags), 0, OPCOMMS_MEMORY_STORE},
     {"no_listen", 0, OPC__SETTINGS_FLAG, OPC__SETTINGS_AT(flags), 0, OPCOMMS_NO_LISTEN},
     {"no_resumption", 0, OPC__SETTINGS_FLAG, OPC__SETTINGS_AT(flags), 0, OPCOMMS_NO_RESUMPTION},
+    {"tarpc_only", 0, OPC__SETTINGS_FLAG, OPC__SETTINGS_AT(flags), 0, OPCOMMS_TARPC_ONLY},
+    {"native_only", 0, OPC__SETTINGS_FLAG, OPC__SETTINGS_AT(flags), 0, OPCOMMS_NATIVE_ONLY},
 #define OPC__SETTINGS_N(field, min, max) \
     { #field, 0, OPC__SETTINGS_U32, OPC__SETTINGS_AT(field), min, max }
     OPC__SETTINGS_N(sync_interval_ms, 1, 3600000),
@@ -11561,18 +11574,30 @@ static const opc__settings_key opc__settings_keys[OPC__SETTINGS_KEYS] = {
     OPC__SETTINGS_N(frame_bytes_max, 1024, OPCOMMS_MAX_FRAME),
     OPC__SETTINGS_N(rate_per_second, 1, UINT32_MAX),
     OPC__SETTINGS_N(rate_cost, 1, UINT32_MAX),
+    OPC__SETTINGS_N(queued_max, 1, 0x1000000),
+    OPC__SETTINGS_N(queued_per_destination_max, 1, 0x1000000),
+    OPC__SETTINGS_N(destinations_max, 1, 0x8000),
+    OPC__SETTINGS_N(attempts_max, 0, 0xffff),
+    OPC__SETTINGS_N(retry_min_ms, 1, 86400000),
+    OPC__SETTINGS_N(retry_max_ms, 1, 86400000),
+    OPC__SETTINGS_N(window_messages, 1, 0x1000000),
+    OPC__SETTINGS_N(streams_max, 1, 0x1000000),
 #undef OPC__SETTINGS_N
     {"rate_capacity", 0, OPC__SETTINGS_RATE, OPC__SETTINGS_AT(rate_capacity), 1, 1000000000},
     {"log_bytes_max", 0, OPC__SETTINGS_U64, OPC__SETTINGS_AT(log_bytes_max), 1, UINT64_MAX},
     {"memory_bytes_max", 0, OPC__SETTINGS_U64, OPC__SETTINGS_AT(memory_bytes_max), 1, UINT64_MAX},
+    {"queued_bytes_max", 0, OPC__SETTINGS_U64, OPC__SETTINGS_AT(queued_bytes_max), 1, UINT64_MAX},
+    {"window_bytes", 0, OPC__SETTINGS_U64, OPC__SETTINGS_AT(window_bytes), 1, (uint64_t)1 << 40},
+    {"message_bytes_max", 0, OPC__SETTINGS_U64, OPC__SETTINGS_AT(message_bytes_max), 1,
+     (uint64_t)128 << 20},
     {"rate_limit_capacity", 1, OPC__SETTINGS_RATE, OPC__SETTINGS_AT(rate_capacity), 1, 1000000000},
     {"rate_limit_refill_rate", 1, OPC__SETTINGS_U32, OPC__SETTINGS_AT(rate_per_second), 1,
      UINT32_MAX},
     {"tokens_per_message", 1, OPC__SETTINGS_U32, OPC__SETTINGS_AT(rate_cost), 1, UINT32_MAX},
-    {"max_msgs_per_tick_utilization", 2, OPC__SETTINGS_PART, OPC__SETTINGS_NO_USE(0), 0, 1},
-    {"max_send_attempts", 2, OPC__SETTINGS_U32, OPC__SETTINGS_NO_USE(1), 1, UINT32_MAX},
-    {"retry_min_delay_msecs", 2, OPC__SETTINGS_U32, OPC__SETTINGS_NO_USE(2), 1, UINT32_MAX},
-    {"retry_max_delay_msecs", 2, OPC__SETTINGS_U32, OPC__SETTINGS_NO_USE(3), 1, UINT32_MAX},
+    {"max_msgs_per_tick_utilization", 2, OPC__SETTINGS_PART, OPC__SETTINGS_NO_USE, 0, 1},
+    {"max_send_attempts", 2, OPC__SETTINGS_U32, OPC__SETTINGS_AT(attempts_max), 1, 0xffff},
+    {"retry_min_delay_msecs", 2, OPC__SETTINGS_U32, OPC__SETTINGS_AT(retry_min_ms), 1, 86400000},
+    {"retry_max_delay_msecs", 2, OPC__SETTINGS_U32, OPC__SETTINGS_AT(retry_max_ms), 1, 86400000},
     {"max_frame_size_kb", 3, OPC__SETTINGS_KB, OPC__SETTINGS_AT(frame_bytes_max), 1,
      OPCOMMS_MAX_FRAME / 1024u},
     {"max_queue_depth", 4, OPC__SETTINGS_U32, OPC__SETTINGS_AT(queue_depth_max), 1, UINT32_MAX}};
@@ -11880,9 +11905,10 @@ OPC__FN const char *opc__settings_event(void *user, int event, const char *text,
 /* What one key alone cannot tell. NULL, or what is wrong in r->line. */
 OPC__FN const char *opc__settings_check(opc__settings_reader *r) {
     const opcomms_config *cfg = &r->s->cfg;
+    uint32_t both = OPCOMMS_TARPC_ONLY | OPCOMMS_NATIVE_ONLY;
     uint32_t capacity = cfg->rate_capacity != 0 ? cfg->rate_capacity : 10000u;
-    uint32_t least = r->s->unused[2] != 0 ? r->s->unused[2] : 100u;
-    uint32_t most = r->s->unused[3] != 0 ? r->s->unused[3] : 10000u;
+    uint32_t least = cfg->retry_min_ms != 0 ? cfg->retry_min_ms : 100u;
+    uint32_t most = cfg->retry_max_ms != 0 ? cfg->retry_max_ms : 10000u;
     const char *what = NULL;
     uint16_t at[2] = {0, 0};
     uint32_t i;
@@ -11891,17 +11917,20 @@ OPC__FN const char *opc__settings_check(opc__settings_reader *r) {
         at[0] = OPC__SETTINGS_AT(rate_cost);
         at[1] = OPC__SETTINGS_AT(rate_capacity);
     } else if (least > most) {
-        what = "retry_min_delay_msecs is above retry_max_delay_msecs";
-        at[0] = OPC__SETTINGS_NO_USE(2);
-        at[1] = OPC__SETTINGS_NO_USE(3);
+        what = "the shortest wait is above the longest";
+        at[0] = OPC__SETTINGS_AT(retry_min_ms);
+        at[1] = OPC__SETTINGS_AT(retry_max_ms);
+    } else if ((cfg->flags & both) == both) {
+        what = "tarpc_only and native_only exclude each other";
+        at[0] = at[1] = OPC__SETTINGS_AT(flags);
     }
     if (what == NULL) return NULL;
     for (i = 0, r->line = 0; i < OPC__SETTINGS_KEYS; i++) { /* the later of the two */
         const opc__settings_key *k = &opc__settings_keys[i];
-        if (r->s->line[i] > r->line && (k->at == at[0] || k->at == at[1])) {
-            r->line = r->s->line[i];
-            r->key = k;
-        }
+        if (r->s->line[i] <= r->line || (k->at != at[0] && k->at != at[1])) continue;
+        if (k->kind == OPC__SETTINGS_FLAG && (k->max & both) == 0) continue; /* another flag */
+        r->line = r->s->line[i];
+        r->key = k;
     }
     return opc__settings_bad(r, what);
 }

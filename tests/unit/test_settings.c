@@ -203,11 +203,13 @@ TEST(flags_set_and_clear_their_bit_alone) {
         uint32_t bit;
     } flags[] = {{"memory_store", OPCOMMS_MEMORY_STORE},
                  {"no_listen", OPCOMMS_NO_LISTEN},
-                 {"no_resumption", OPCOMMS_NO_RESUMPTION}};
+                 {"no_resumption", OPCOMMS_NO_RESUMPTION},
+                 {"tarpc_only", OPCOMMS_TARPC_ONLY},
+                 {"native_only", OPCOMMS_NATIVE_ONLY}};
     size_t i;
     for (i = 0; i < sizeof flags / sizeof flags[0]; i++) {
         uint32_t all = OPCOMMS_NO_BACKGROUND | OPCOMMS_MEMORY_STORE | OPCOMMS_NO_LISTEN |
-                       OPCOMMS_NO_RESUMPTION;
+                       OPCOMMS_NO_RESUMPTION | OPCOMMS_TARPC_ONLY | OPCOMMS_NATIVE_ONLY;
         opcomms_config cfg;
         opcomms_settings *s;
         char text[64];
@@ -259,11 +261,13 @@ TEST(every_number_is_taken_within_its_range_and_refused_outside) {
                 strcat(text, "  rate_limit_capacity: unlimited\n");
             }
             if (strcmp(k->name, "retry_min_delay_msecs") == 0) {
-                strcat(text, "  retry_max_delay_msecs: 4294967295\n");
+                strcat(text, "  retry_max_delay_msecs: 86400000\n");
             }
             if (strcmp(k->name, "retry_max_delay_msecs") == 0) {
                 strcat(text, "  retry_min_delay_msecs: 1\n");
             }
+            if (strcmp(k->name, "retry_min_ms") == 0) strcat(text, "retry_max_ms: 86400000\n");
+            if (strcmp(k->name, "retry_max_ms") == 0) strcat(text, "retry_min_ms: 1\n");
             s = config_of(text, &cfg);
             if (k->at < sizeof cfg) CHECK_EQ(field(&cfg, k), tried[j]);
             CHECK_EQ(checked(cfg, NULL), OPCOMMS_OK);
@@ -284,20 +288,29 @@ TEST(every_number_is_taken_within_its_range_and_refused_outside) {
             refused(text, line, "a whole number from ");
         }
     }
-    CHECK_EQ(numbers, 25);
+    CHECK_EQ(numbers, 36);
 }
 
 TEST(opcomms_new_refuses_what_the_ranges_exclude) { /* so they are not narrower than needed */
-    static const char *const limited[] = {"sync_interval_ms", "connections_max",  "messages_max",
-                                          "mailboxes_max",    "frame_bytes_max", "rate_capacity"};
+    static const char *const limited[] = {
+        "sync_interval_ms", "connections_max", "messages_max", "mailboxes_max", "frame_bytes_max",
+        "rate_capacity", "queued_max", "queued_per_destination_max", "destinations_max",
+        "attempts_max", "retry_min_ms", "retry_max_ms", "window_messages", "streams_max",
+        "window_bytes", "message_bytes_max"};
     size_t i;
     for (i = 0; i < sizeof limited / sizeof limited[0]; i++) {
         const opc__settings_key *k = key_named(limited[i]);
-        opcomms_config cfg;
-        uint32_t v = (uint32_t)k->max + 1u;
-        opcomms_config_init(&cfg);
-        memcpy((uint8_t *)&cfg + k->at, &v, sizeof v);
-        CHECK_EQ(checked(cfg, NULL), OPCOMMS_E_INVAL);
+        int j;
+        for (j = 0; j < 2; j++) { /* the most, and one more */
+            opcomms_config cfg;
+            uint64_t v64 = k->max + (uint64_t)j;
+            uint32_t v = (uint32_t)v64;
+            opcomms_config_init(&cfg);
+            cfg.retry_max_ms = 86400000; /* for retry_min_ms */
+            memcpy((uint8_t *)&cfg + k->at, k->kind == OPC__SETTINGS_U64 ? (void *)&v64 : &v,
+                   opc__settings_bytes(k));
+            CHECK_EQ(checked(cfg, NULL), j == 0 ? OPCOMMS_OK : OPCOMMS_E_INVAL);
+        }
     }
     for (i = 0; i < OPC__SETTINGS_KEYS; i++) { /* the others have none but that of their type */
         const opc__settings_key *k = &opc__settings_keys[i];
@@ -332,6 +345,8 @@ TEST(every_field_of_the_config_has_a_key_or_is_the_programs_own) { /* also those
     MARK(log_user);
     MARK(password);
     MARK(password_user);
+    MARK(event);
+    MARK(event_user);
     for (i = 0; i < sizeof map; i++) {
         if (!map[i]) printf("byte %u of opcomms_config\n", (unsigned)i);
         unknown += !map[i];
@@ -361,7 +376,38 @@ TEST(keys_that_contradict_each_other_are_refused_at_the_later_one) {
     refused("broker_node_config:\n  retry_max_delay_msecs: 10\n", 2, "retry_max_delay_msecs: ");
     refused("broker_node_config:\n  retry_min_delay_msecs: 10001\n", 2, "retry_min_delay_msecs: ");
     refused("broker_node_config:\n  retry_max_delay_msecs: 10\n  retry_min_delay_msecs: 11\n", 3,
-            "retry_min_delay_msecs is above retry_max_delay_msecs");
+            "retry_min_delay_msecs: the shortest wait is above the longest");
+    refused("retry_max_ms: 99\n", 1, "retry_max_ms: the shortest wait");
+    refused("retry_min_ms: 10001\n", 1, "retry_min_ms: the shortest wait");
+    refused("retry_min_ms: 11\nbroker_node_config:\n  retry_max_delay_msecs: 10\n", 3,
+            "retry_max_delay_msecs: the shortest wait");
+    refused("no_listen: true\ntarpc_only: true\nnative_only: true\nno_resumption: true\n", 3,
+            "native_only: tarpc_only and native_only exclude each other");
+    refused("native_only: true\n\ntarpc_only: true\n", 3, "tarpc_only: ");
+}
+
+TEST(keys_that_agree_are_taken) {
+    opcomms_config cfg;
+    opcomms_settings *s = config_of("retry_min_ms: 5\nretry_max_ms: 5\ntarpc_only: true\n"
+                                    "native_only: false\n",
+                                    &cfg);
+    CHECK_EQ(cfg.flags, OPCOMMS_TARPC_ONLY);
+    CHECK_EQ(checked(cfg, NULL), OPCOMMS_OK);
+    opcomms_settings_free(s);
+    s = config_of("broker_node_config: {max_send_attempts: 5, retry_min_delay_msecs: 7,\n"
+                  "  retry_max_delay_msecs: 8}",
+                  &cfg);
+    CHECK_EQ(cfg.attempts_max, 5);
+    CHECK_EQ(cfg.retry_min_ms, 7);
+    CHECK_EQ(cfg.retry_max_ms, 8);
+    opcomms_settings_free(s);
+    opcomms_config_init(&cfg);
+    cfg.attempts_max = 3;
+    s = NULL;
+    CHECK_EQ(opcomms_settings_load_text(NULL, "attempts_max: 0", 15, NULL, &s, NULL), OPCOMMS_OK);
+    CHECK_EQ(opcomms_settings_config(s, &cfg), OPCOMMS_OK);
+    CHECK_EQ(cfg.attempts_max, 0); /* for ever, which the program had limited */
+    opcomms_settings_free(s);
 }
 
 /* ---- groups ---------------------------------------------------------------------------------- */
@@ -918,6 +964,7 @@ int main(void) {
     RUN(every_field_of_the_config_has_a_key_or_is_the_programs_own);
     RUN(the_rate_can_be_unlimited);
     RUN(keys_that_contradict_each_other_are_refused_at_the_later_one);
+    RUN(keys_that_agree_are_taken);
     RUN(the_groups_of_the_reference_are_understood_in_every_form);
     RUN(groups_are_refused_where_they_do_not_belong);
     RUN(unknown_keys_are_refused);
