@@ -2228,6 +2228,16 @@ OPC__FN opcomms_err opc__plat_split(const char *path, char *dir, size_t dir_cap,
 
 #define OPC__PATH_MAX 1024u
 
+/* Is there nothing of that name? OPCOMMS_E_IN_USE: there may be. */
+OPC__FN opcomms_err opc__plat_unused(const opcomms_platform *plat, intptr_t dir,
+                                     const char *name) {
+    intptr_t file = OPCOMMS_NO_HANDLE;
+    int os = 0;
+    opcomms_err rc = plat->file_open(plat->user, dir, name, 0, &file, &os);
+    if (rc == OPCOMMS_OK) plat->file_close(plat->user, file);
+    return rc == OPCOMMS_E_NOT_FOUND ? OPCOMMS_OK : OPCOMMS_E_IN_USE;
+}
+
 /* Opens path relative to its directory, which stays open in *dir. */
 OPC__FN opcomms_err opc__plat_open(const opcomms_platform *plat, const char *path, uint32_t mode,
                                    intptr_t *dir, intptr_t *file, opcomms_error *err) {
@@ -7022,6 +7032,10 @@ typedef struct opc__store_class {
        that is OPCOMMS_E_POISONED. */
     opcomms_err (*compact)(opc__store *s, int force, int *flush);
     void (*space)(opc__store *s, opc__space *out);
+    /* Begins a copy of all that is live at `path`, where there must be nothing yet; `compact` does
+       it. path NULL: OPCOMMS_E_AGAIN while that lasts, then what became of it: complete and synced,
+       or removed; OPCOMMS_E_NOT_FOUND: none was begun. OPCOMMS_E_AGAIN for a path: not now. */
+    opcomms_err (*backup)(opc__store *s, const char *path);
 } opc__store_class;
 
 struct opc__store {
@@ -7312,6 +7326,10 @@ OPC__FN opcomms_err opc__ram_compact(opc__store *s, int force, int *flush) {
     *flush = 0;
     return OPCOMMS_E_AGAIN; /* what is over is gone */
 }
+OPC__FN opcomms_err opc__ram_backup(opc__store *s, const char *path) {
+    (void)s;
+    return path != NULL ? OPCOMMS_E_UNSUPPORTED : OPCOMMS_E_NOT_FOUND;
+}
 OPC__FN void opc__ram_space(opc__store *s, opc__space *out) {
     const opc__ram *r = (const opc__ram *)(void *)s;
     out->used = out->live = r->bytes;
@@ -7343,7 +7361,7 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
         opc__ram_position, opc__ram_position, opc__ram_position, opc__ram_write,
         opc__ram_flush_begin, opc__ram_flush_begin, opc__ram_write, opc__ram_flush_end,
         opc__ram_close, opc__ram_bytes, opc__ram_hold, opc__ram_done, opc__ram_tried,
-        opc__ram_note, opc__ram_epoch, opc__ram_compact, opc__ram_space,
+        opc__ram_note, opc__ram_epoch, opc__ram_compact, opc__ram_space, opc__ram_backup,
     };
     opc__ram *r = (opc__ram *)opc__mem_alloc(mem, sizeof *r);
     if (r == NULL) return OPCOMMS_E_NOMEM;
@@ -7527,9 +7545,13 @@ typedef struct opc__log_buffer {
     uint64_t at; /* file offset */
 } opc__log_buffer;
 
-/* A copy of a log under way: compaction. */
+/* A copy of a log under way: compaction, or a backup. */
 typedef struct opc__log_copy {
     intptr_t file;
+    int backup;
+    intptr_t dir;             /* a backup's, */
+    char name[OPC__PATH_MAX]; /* and its name there, with room for OPC__LOG_SUFFIX */
+    size_t name_len;
     uint32_t seed;
     uint64_t at;    /* of the log: the first batch that is not copied whole */
     uint64_t begun; /* what ended before this place was known to be over when the copy began */
@@ -7587,6 +7609,8 @@ typedef struct opc__log {
     int switching;   /* the flush under way makes the copy the log */
     int switch_name; /* OPC__LOG_KEPT... */
     int copy_sync;   /* it syncs the copy too: 1; -1: that failed */
+    int saving;      /* it makes the copy a backup */
+    opcomms_err saved; /* what became of that one */
     char own[65];  /* our own identity as text */
     uint32_t held; /* of a hold: bytes to come, */
     int held_some; /* some are there, */
@@ -8396,16 +8420,48 @@ OPC__FN int opc__log_who(opc__log *l) {
     return who;
 }
 
-/* The copy is complete: it gets its slot, is synced, and then gets the log's name. */
+/* The copy is complete: it gets its slot and is synced. */
+OPC__FN opcomms_err opc__log_copy_run(opc__log *l) {
+    opc__log_copy *k = l->copy;
+    uint64_t at = (opc__buf_be64(k->slot + 16) & 1u) * 2048u;
+    opcomms_err rc =
+        opc__plat_write_all(l->plat, k->file, at, k->slot, k->slot_bytes, &k->os_code);
+    return rc == OPCOMMS_OK ? l->plat->file_sync(l->plat->user, k->file, &k->os_code) : rc;
+}
+
+/* A backup's name while it is made, and then. */
+OPC__FN const char *opc__log_part_name(opc__log_copy *k) {
+    memcpy(k->name + k->name_len, ".part", 6);
+    return k->name;
+}
+
+OPC__FN opcomms_err opc__log_save_run(opc__log *l) {
+    const opcomms_platform *plat = l->plat;
+    opc__log_copy *k = l->copy;
+    char to[OPC__PATH_MAX];
+    opcomms_err rc = opc__log_copy_run(l);
+    memcpy(to, k->name, k->name_len);
+    to[k->name_len] = 0;
+    if (rc == OPCOMMS_OK) rc = opc__plat_unused(plat, k->dir, to);
+    if (rc == OPCOMMS_OK) {
+        rc = plat->file_rename(plat->user, k->dir, opc__log_part_name(k), to, &k->os_code);
+    }
+    if (rc != OPCOMMS_OK) return rc;
+    rc = plat->dir_sync(plat->user, k->dir, &k->os_code);
+    if (rc != OPCOMMS_OK) {
+        int os = 0;
+        (void)plat->file_remove(plat->user, k->dir, to, &os); /* the first error is told */
+    }
+    return rc;
+}
+
+/* Then it gets the log's name. */
 OPC__FN opcomms_err opc__log_switch_run(opc__log *l) {
     const opcomms_platform *plat = l->plat;
     opc__log_copy *k = l->copy;
     char to[OPC__PATH_MAX];
-    uint64_t at = (opc__buf_be64(k->slot + 16) & 1u) * 2048u;
-    opcomms_err rc =
-        opc__plat_write_all(plat, k->file, at, k->slot, k->slot_bytes, &k->os_code);
+    opcomms_err rc = opc__log_copy_run(l);
     l->switch_name = OPC__LOG_KEPT;
-    if (rc == OPCOMMS_OK) rc = plat->file_sync(plat->user, k->file, &k->os_code);
     if (rc != OPCOMMS_OK) return rc;
     memcpy(to, l->name, l->name_len);
     to[l->name_len] = 0;
@@ -8426,7 +8482,10 @@ OPC__FN opcomms_err opc__log_flush_run(opc__store *s) {
     if (rc != OPCOMMS_OK) return rc;
     if (l->filling || (l->ahead > 0 && l->sealed.at + l->sealed.len > l->zeroed)) opc__log_fill(l);
     rc = l->plat->file_sync(l->plat->user, l->file, &l->flush_os);
-    if (rc == OPCOMMS_OK && l->copy_sync) {
+    if (rc != OPCOMMS_OK) return rc;
+    if (l->saving) {
+        l->saved = opc__log_save_run(l);
+    } else if (l->copy_sync) {
         int os = 0;
         if (l->plat->file_sync(l->plat->user, l->copy->file, &os) != OPCOMMS_OK) l->copy_sync = -1;
     }
@@ -8437,6 +8496,7 @@ OPC__FN void opc__log_copy_free(opc__log *l) {
     opc__log_copy *k = l->copy;
     if (k == NULL) return;
     if (k->file != OPCOMMS_NO_HANDLE) l->plat->file_close(l->plat->user, k->file);
+    if (k->dir != OPCOMMS_NO_HANDLE) l->plat->dir_close(l->plat->user, k->dir);
     opc__mem_free(l->mem, k->in, k->in_cap);
     opc__mem_free(l->mem, k->out.p, k->out_cap);
     opc__mem_free_wiped(l->mem, k, sizeof *k);
@@ -8450,6 +8510,17 @@ OPC__FN void opc__log_copy_drop(opc__log *l) {
     if (l->copy == NULL) return;
     l->copy->dead = 1;
     if (l->flushing) return;
+    if (l->copy->backup) {
+        opc__log_copy *k = l->copy;
+        if (k->file != OPCOMMS_NO_HANDLE) {
+            l->plat->file_close(l->plat->user, k->file);
+            k->file = OPCOMMS_NO_HANDLE;
+            (void)l->plat->file_remove(l->plat->user, k->dir, opc__log_part_name(k), &os);
+        }
+        if (l->saved == OPCOMMS_E_AGAIN) l->saved = OPCOMMS_E_IO;
+        opc__log_copy_free(l);
+        return;
+    }
     opc__log_copy_free(l);
     /* Left behind, it is removed by the next opening; it is never taken for the log. */
     (void)l->plat->file_remove(l->plat->user, l->dir, opc__log_new_name(l), &os);
@@ -8491,8 +8562,8 @@ OPC__FN void opc__log_switch(opc__log *l) {
 
 OPC__FN opcomms_err opc__log_flush_end(opc__store *s, opcomms_err result) {
     opc__log *l = opc__log_of(s);
-    int switched = l->switching, synced = l->copy_sync;
-    l->flushing = l->filling = l->switching = l->copy_sync = 0;
+    int switched = l->switching, synced = l->copy_sync, saved = l->saving;
+    l->flushing = l->filling = l->switching = l->copy_sync = l->saving = 0;
     if (switched) {
         if (result == OPCOMMS_OK) {
             opc__log_switch(l);
@@ -8513,6 +8584,11 @@ OPC__FN opcomms_err opc__log_flush_end(opc__store *s, opcomms_err result) {
     }
     l->written = l->sealed.at + l->sealed.len;
     l->durable = l->written;
+    if (saved && l->saved == OPCOMMS_OK) {
+        opc__log_copy_free(l);
+        return OPCOMMS_OK;
+    }
+    if (saved) l->copy->dead = 1;
     if (synced > 0) l->copy->synced = l->copy->sync_to;
     if (synced < 0 || (l->copy != NULL && l->copy->dead)) opc__log_copy_drop(l);
     return OPCOMMS_OK;
@@ -8598,7 +8674,7 @@ OPC__FN opcomms_err opc__log_copy_message(opc__log *l, opc__log_copy *k, unsigne
     opc__buf_put32(b + 80, 0);
     opc__buf_put32(b + 80, opc__crc32c(k->seed, b, len));
     k->frags = 0;
-    if (l->owner.moved != NULL) {
+    if (l->owner.moved != NULL && !k->backup) {
         l->owner.moved(l->owner.user, uid, opc__log_ref(at, opc__log_message_bytes(b, n)));
     }
     return OPCOMMS_OK;
@@ -8672,7 +8748,7 @@ OPC__FN opcomms_err opc__log_copy_walk(opc__log *l, opc__log_copy *k) {
 /* The fragments of what is being received. */
 OPC__FN opcomms_err opc__log_copy_puts(opc__log *l, opc__log_copy *k) {
     uint32_t i;
-    for (i = 0; i < l->puts_max; i++) {
+    for (i = 0; i < l->puts_max && !k->backup; i++) {
         opc__log_put *w = l->put[i];
         while (w != NULL && w->moved < w->frags) {
             opcomms_err rc;
@@ -8689,7 +8765,7 @@ OPC__FN opcomms_err opc__log_copy_puts(opc__log *l, opc__log_copy *k) {
 OPC__FN uint64_t opc__log_copy_left(const opc__log *l, const opc__log_copy *k) {
     uint64_t left = opc__log_offset(l) - k->at;
     uint32_t i;
-    for (i = 0; i < l->puts_max; i++) {
+    for (i = 0; i < l->puts_max && !k->backup; i++) {
         const opc__log_put *w = l->put[i];
         if (w != NULL) left += (uint64_t)(w->frags - w->moved) * (OPC__FRAG_BYTES + 16u);
     }
@@ -8722,16 +8798,43 @@ OPC__FN opcomms_err opc__log_copy_end(opc__log *l, opc__log_copy *k) {
     return OPCOMMS_OK;
 }
 
-/* A new file beside the log, with an empty header. */
-OPC__FN opcomms_err opc__log_copy_begin(opc__log *l) {
+/* A new file with an empty header: beside the log, or where a backup is to be. */
+OPC__FN opcomms_err opc__log_copy_file(opc__log *l, opc__log_copy *k, const char *path) {
     const uint32_t mode = OPCOMMS_FILE_WRITE | OPCOMMS_FILE_CREATE | OPCOMMS_FILE_EXCLUSIVE |
                           OPCOMMS_FILE_PRIVATE;
+    char dir_path[OPC__PATH_MAX];
     uint8_t zero[OPC__LOG_HEADER];
+    intptr_t dir = l->dir;
+    const char *name = NULL;
+    opcomms_err rc = OPCOMMS_OK;
+    if (path != NULL) {
+        rc = opc__plat_split(path, dir_path, sizeof dir_path, &name);
+        if (rc != OPCOMMS_OK) return rc;
+        k->name_len = strlen(name);
+        if (k->name_len > sizeof k->name - OPC__LOG_SUFFIX) return OPCOMMS_E_INVAL;
+        memcpy(k->name, name, k->name_len);
+        rc = l->plat->dir_open(l->plat->user, dir_path, &k->dir, &k->os_code);
+        if (rc == OPCOMMS_OK) rc = opc__plat_unused(l->plat, k->dir, name);
+        if (rc != OPCOMMS_OK) return rc;
+        dir = k->dir;
+        name = opc__log_part_name(k); /* of a backup that was cut short: usually there is none */
+        (void)l->plat->file_remove(l->plat->user, dir, name, &k->os_code);
+    } else {
+        name = opc__log_new_name(l);
+    }
+    rc = l->plat->file_open(l->plat->user, dir, name, mode, &k->file, &k->os_code);
+    memset(zero, 0, sizeof zero);
+    if (rc != OPCOMMS_OK) return rc;
+    return opc__plat_write_all(l->plat, k->file, 0, zero, sizeof zero, &k->os_code);
+}
+
+OPC__FN opcomms_err opc__log_copy_begin(opc__log *l, const char *path) {
     opc__log_copy *k = (opc__log_copy *)opc__mem_alloc(l->mem, sizeof *k);
     opcomms_err rc = OPCOMMS_E_NOMEM;
     l->copy = k;
     if (k == NULL) return rc;
-    k->file = OPCOMMS_NO_HANDLE;
+    k->file = k->dir = OPCOMMS_NO_HANDLE;
+    k->backup = path != NULL;
     k->in_cap = l->cap;
     k->out_cap = l->cap;
     k->in = (uint8_t *)opc__mem_raw(l->mem, k->in_cap);
@@ -8746,13 +8849,7 @@ OPC__FN opcomms_err opc__log_copy_begin(opc__log *l) {
     k->at = OPC__LOG_HEADER;
     k->begun = k->end_seen = opc__log_offset(l);
     opc__log_buffer_new(&k->out, OPC__LOG_HEADER);
-    rc = l->plat->file_open(l->plat->user, l->dir, opc__log_new_name(l), mode, &k->file,
-                            &k->os_code);
-    memset(zero, 0, sizeof zero);
-    if (rc == OPCOMMS_OK) {
-        rc = opc__plat_write_all(l->plat, k->file, 0, zero, sizeof zero, &k->os_code);
-    }
-    return rc;
+    return opc__log_copy_file(l, k, path);
 }
 
 /* Is there enough to gain? */
@@ -8782,8 +8879,15 @@ OPC__FN opcomms_err opc__log_copy_step(opc__log *l, opc__log_copy *k, int *flush
     if (rc != OPCOMMS_OK) return rc;
     if (last && opc__log_copy_left(l, k) == 0) {
         rc = opc__log_copy_end(l, k);
-        if (rc == OPCOMMS_OK) *flush = l->flushing = l->switching = 1;
-        return rc;
+        if (rc != OPCOMMS_OK) return rc;
+        if (k->backup) {
+            opc__log_swap(l);
+            l->saving = 1;
+        } else {
+            l->flushing = l->switching = 1;
+        }
+        *flush = 1;
+        return OPCOMMS_OK;
     }
     if (!l->flushing && k->out.at - k->synced >= OPC__LOG_COPY_SYNC) {
         opc__log_swap(l);
@@ -8797,10 +8901,10 @@ OPC__FN opcomms_err opc__log_compact(opc__store *s, int force, int *flush) {
     opcomms_err rc;
     *flush = 0;
     if (l->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
-    if (l->owner.live == NULL || l->switching) return OPCOMMS_E_AGAIN;
+    if (l->owner.live == NULL || l->switching || l->saving) return OPCOMMS_E_AGAIN;
     if (l->copy == NULL) {
         if (!force && !opc__log_worth(l)) return OPCOMMS_E_AGAIN;
-        rc = opc__log_copy_begin(l);
+        rc = opc__log_copy_begin(l, NULL);
     } else if (l->copy->dead || (l->flushing && l->copy->at == l->written)) {
         return OPCOMMS_E_AGAIN;
     } else {
@@ -8808,6 +8912,22 @@ OPC__FN opcomms_err opc__log_compact(opc__store *s, int force, int *flush) {
     }
     if (rc == OPCOMMS_OK) return rc;
     if (l->failed != OPCOMMS_OK) rc = OPCOMMS_E_POISONED;
+    if (l->copy != NULL && l->copy->backup) l->saved = rc;
+    opc__log_copy_drop(l);
+    return rc;
+}
+
+OPC__FN opcomms_err opc__log_backup(opc__store *s, const char *path) {
+    opc__log *l = opc__log_of(s);
+    opcomms_err rc;
+    if (path == NULL && l->saved != OPCOMMS_E_AGAIN) return l->saved;
+    if (l->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
+    if (l->owner.live == NULL) return OPCOMMS_E_UNSUPPORTED;
+    if (path == NULL || l->copy != NULL) return OPCOMMS_E_AGAIN;
+    l->saved = OPCOMMS_E_AGAIN;
+    rc = opc__log_copy_begin(l, path);
+    if (rc == OPCOMMS_OK) return rc;
+    l->saved = rc;
     opc__log_copy_drop(l);
     return rc;
 }
@@ -9466,7 +9586,7 @@ OPC__FN opcomms_err opc__log_open(const opc__log_options *o, opc__store **out,
         opc__log_durable, opc__log_write,      opc__log_flush_begin, opc__log_ahead_begin,
         opc__log_flush_run, opc__log_flush_end, opc__log_close,    opc__log_bytes,
         opc__log_hold,   opc__log_done,        opc__log_tried,     opc__log_note,
-        opc__log_epoch,  opc__log_compact,     opc__log_space,
+        opc__log_epoch,  opc__log_compact,     opc__log_space,     opc__log_backup,
     };
     opc__log *l = (opc__log *)opc__mem_alloc(o->mem, sizeof *l);
     opcomms_err rc;
@@ -9480,6 +9600,7 @@ OPC__FN opcomms_err opc__log_open(const opc__log_options *o, opc__store **out,
     OPCOMMS_ASSERT(l->cap <= OPC__LOG_BATCH_MAX);
     l->bytes_max = o->log_bytes_max;
     if (o->owner != NULL) l->owner = *o->owner;
+    l->saved = OPCOMMS_E_NOT_FOUND; /* no backup was begun */
     l->dead_min = o->dead_bytes_min != 0 ? o->dead_bytes_min : OPC__LOG_DEAD_MIN;
     l->slice = l->cap > OPC__LOG_SLICE ? l->cap : OPC__LOG_SLICE;
     if (o->slice_bytes != 0) l->slice = o->slice_bytes;
@@ -10054,15 +10175,6 @@ OPC__FN opcomms_err opc__look_name(opc__look_names *n, const char *out) {
     return t.cut ? OPCOMMS_E_INVAL : OPCOMMS_OK;
 }
 
-/* Is the name of the new log free? */
-OPC__FN opcomms_err opc__look_free(const opcomms_platform *plat, intptr_t dir, const char *name) {
-    intptr_t file = OPCOMMS_NO_HANDLE;
-    int os = 0;
-    opcomms_err rc = plat->file_open(plat->user, dir, name, 0, &file, &os);
-    if (rc == OPCOMMS_OK) plat->file_close(plat->user, file);
-    return rc == OPCOMMS_E_NOT_FOUND ? OPCOMMS_OK : OPCOMMS_E_IN_USE;
-}
-
 /* Does the new log open, and with as much unread as was found? */
 OPC__FN opcomms_err opc__look_same(const opc__look *k, const char *path, opcomms_error *err) {
     opc__look other;
@@ -10093,7 +10205,7 @@ OPC__FN opcomms_err opc__look_salvage(opc__look *k, const char *out, opcomms_err
     if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, "not a usable path");
     rc = plat->dir_open(plat->user, n.dir, &dir, &os);
     if (rc != OPCOMMS_OK) return opc__err_set(err, rc, os, n.dir);
-    rc = opc__look_free(plat, dir, n.out);
+    rc = opc__plat_unused(plat, dir, n.out);
     if (rc != OPCOMMS_OK) {
         plat->dir_close(plat->user, dir);
         return opc__err_set(err, rc, 0, out);
@@ -10103,7 +10215,7 @@ OPC__FN opcomms_err opc__look_salvage(opc__look *k, const char *out, opcomms_err
     if (rc == OPCOMMS_OK) rc = opc__look_same(k, n.path, err);
     if (rc == OPCOMMS_OK) {
         os = 0;
-        rc = opc__look_free(plat, dir, n.out);
+        rc = opc__plat_unused(plat, dir, n.out);
         if (rc == OPCOMMS_OK) rc = plat->file_rename(plat->user, dir, n.part, n.out, &os);
         if (rc == OPCOMMS_OK) {
             rc = plat->dir_sync(plat->user, dir, &os);

@@ -42,7 +42,7 @@ typedef struct lr {
     lr_msg msg[LR_MSGS];
     int msgs;
     int fragments, acks, unknown, tries, notes;
-    uint64_t state, opened, opened_random, seen; /* the last of each */
+    uint64_t checkpoint, state, opened, opened_random, seen; /* the last of each */
     const char *wrong; /* why this is no log */
 } lr;
 
@@ -197,6 +197,7 @@ static inline void lr_operations(lr *r, const lr_batch *b) {
             }
         } else if (op[0] == 11) {
             if (n < 8) r->wrong = "a checkpoint";
+            r->checkpoint = lr_int(op + 8, 8);
         } else {
             r->unknown++;
         }
@@ -210,7 +211,7 @@ static inline void lr_read(lr *r, const uint8_t *p, size_t size) {
     size_t i;
     memset(r, 0, offsetof(lr, batch));
     r->msgs = r->batches = r->fragments = r->acks = r->unknown = r->tries = r->notes = 0;
-    r->state = r->opened = r->opened_random = r->seen = 0;
+    r->checkpoint = r->state = r->opened = r->opened_random = r->seen = 0;
     r->wrong = NULL;
     r->p = p;
     r->size = size;

@@ -102,6 +102,7 @@ TEST(what_is_over_goes_and_the_rest_stays_as_it_was) {
     CHECK_EQ(seen.opened, 1);
     CHECK_EQ(seen.synced, seen.end);
     CHECK_EQ(seen.floor, w.m[79].uid);
+    CHECK_EQ(seen.checkpoint, w.m[79].uid);
     CHECK_EQ(seen.end, log_file(&disk)->size);
     for (i = 0; i < seen.msgs; i++) {
         const wmsg *m = world_of(&w, seen.msg[i].uid);
@@ -515,6 +516,99 @@ TEST(without_an_owner_that_says_what_lives_nothing_is_compacted_and_without_note
     memset(&f, 0, sizeof f);
 }
 
+/* ---- backups ---- */
+
+static opcomms_err backup(void) { /* the whole of one; steps and flushes in between */
+    int i;
+    opcomms_err rc = w.s->c->backup(w.s, "dir/copy.log");
+    if (rc != OPCOMMS_OK) return rc;
+    for (i = 0; i < 5000; i++) {
+        int flush = 0;
+        rc = w.s->c->compact(w.s, 0, &flush);
+        if (rc != OPCOMMS_OK && rc != OPCOMMS_E_AGAIN) break;
+        if (flush) {
+            uint64_t at = w.s->c->end(w.s), now = 0;
+            CHECK_EQ(w.s->c->note(w.s, OPC__NOTE_SEEN, (const uint8_t *)"", 0, &now), OPCOMMS_OK);
+            CHECK(now > at); /* nobody has to wait for a backup */
+            rc = w.s->c->flush_end(w.s, w.s->c->flush_run(w.s));
+        }
+        if (rc == OPCOMMS_E_IO || w.s->c->backup(w.s, NULL) != OPCOMMS_E_AGAIN) break;
+    }
+    return w.s->c->backup(w.s, NULL);
+}
+
+TEST(a_backup_holds_what_was_live_and_opens_as_a_log_while_the_log_goes_on) {
+    uint64_t seed;
+    for (seed = 1; seed <= 30; seed++) {
+        opc__log_options o;
+        opc__store *s = NULL;
+        int i, live = 0;
+        begin(seed, 0, seed % 2 ? 0 : 3000);
+        w.o.dead_bytes_min = (uint64_t)1 << 40;
+        for (i = 0; i < 60; i++) {
+            if (i % 3 == 0) CHECK_EQ(world_group(&w), OPCOMMS_OK);
+            CHECK_EQ(world_put(&w, world_size(&w.rng)), OPCOMMS_OK);
+            CHECK_EQ(world_try(&w), OPCOMMS_OK);
+            if (i % 2 == 0) CHECK_EQ(flush_rc(w.s), OPCOMMS_OK);
+            if (i % 20 == 0) CHECK_EQ(world_half(&w), OPCOMMS_OK);
+            world_note(&w);
+            CHECK_EQ(world_ack(&w), OPCOMMS_OK);
+        }
+        CHECK_EQ(w.s->c->backup(w.s, NULL), OPCOMMS_E_NOT_FOUND);
+        CHECK_EQ(backup(), OPCOMMS_OK);
+        CHECK_EQ(w.s->c->backup(w.s, "dir/copy.log"), OPCOMMS_E_IN_USE);
+        CHECK_EQ(w.compactions + w.gave_up, 0);
+        o = w.o;
+        o.path = "dir/copy.log";
+        CHECK(fd_find(&disk, "copy.log.part") == NULL);
+        fd_cut(&disk, &copy, 512, FD_CUT_NOTHING, &w.rng); /* it is on the medium */
+        o.plat = &copy.plat;
+        CHECK_EQ(log_open_with(&o, &s, &f, &err), OPCOMMS_OK);
+        world_note(&w);
+        world_check(&w, s, &f);
+        for (i = 0; i < w.n; i++) live += !w.m[i].acked && !w.m[i].gone;
+        CHECK_EQ(f.count, live);
+        CHECK_EQ(f.state, w.state);
+        if (s != NULL) CHECK_EQ(s->c->close(s), OPCOMMS_OK);
+        lr_read(&seen, fd_find(&copy, "copy.log")->cache, fd_find(&copy, "copy.log")->size);
+        CHECK(seen.wrong == NULL);
+        CHECK_EQ(seen.msgs, live);
+        put(MSG_PLAIN, 100);
+        world_note(&w);
+        check_kept();
+        end();
+    }
+}
+
+TEST(a_backup_that_fails_anywhere_leaves_no_file_and_the_log_as_it_was) {
+    uint64_t n, failed = 0;
+    for (n = 1; n < 300; n++) {
+        opcomms_err rc;
+        ten_of_twenty(3000);
+        disk.fail_at = disk.calls + n;
+        disk.failed_call = -1;
+        rc = backup();
+        disk.fail_at = 0;
+        failed += rc != OPCOMMS_OK;
+        CHECK((fd_find(&disk, "copy.log") != NULL) == (rc == OPCOMMS_OK));
+        CHECK(fd_find(&disk, "copy.log.part") == NULL || opc__log_of(w.s)->failed != OPCOMMS_OK);
+        if (opc__log_of(w.s)->failed != OPCOMMS_OK) { /* its own sync, or write */
+            CHECK(disk.failed_call == FD_SYNC || disk.failed_call == FD_WRITE);
+            CHECK_EQ(rc, OPCOMMS_E_POISONED);
+            CHECK(w.s->c->close(w.s) != OPCOMMS_OK);
+            CHECK(fd_find(&disk, "copy.log.part") == NULL);
+            CHECK_EQ(world_open(&w), OPCOMMS_OK);
+        }
+        world_note(&w);
+        check_kept();
+        end();
+        CHECK_EQ(disk.handles, 0);
+        if (disk.failed_call < 0) break;
+    }
+    CHECK(n > 20 && n < 300);
+    CHECK(failed > 15);
+}
+
 TEST(a_reference_tells_how_much_room_a_message_takes) {
     uint64_t n;
     for (n = 1; n < (uint64_t)1 << 36; n += n / 97 + 1) {
@@ -565,6 +659,8 @@ int main(void) {
     RUN(damage_anywhere_in_a_compacted_log_is_refused_with_its_place);
     RUN(operations_of_a_newer_version_are_kept_and_a_file_left_behind_is_removed);
     RUN(without_an_owner_that_says_what_lives_nothing_is_compacted_and_without_notes_all_stay);
+    RUN(a_backup_holds_what_was_live_and_opens_as_a_log_while_the_log_goes_on);
+    RUN(a_backup_that_fails_anywhere_leaves_no_file_and_the_log_as_it_was);
     RUN(a_reference_tells_how_much_room_a_message_takes);
     RUN(want_of_memory_gives_a_compaction_up_and_leaves_nothing_behind);
     fd_free(&disk);
