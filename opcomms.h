@@ -17472,7 +17472,7 @@ OPC__FN int opc__flow_serve(opc__flow *f, uint32_t dest, const opc__epoch *epoch
         for (i = 0; i < f->out_cap; i++) {
             ch = &f->out[i];
             if (ch->state == OPC__FLOW_OPEN && ch->stream == OPC__STREAM_QUEUE &&
-                ch->settled == ch->last && !ch->under_way && !ch->abort &&
+                ch->settled >= ch->last && !ch->under_way && !ch->abort &&
                 f->peer->outbox.dests[ch->dest].count == 0) {
                 ch->state = OPC__FLOW_CLOSING;
                 break;
