@@ -17344,15 +17344,16 @@ OPC__FN opcomms_err opc__flow_event(opc__flow *f, const opc__native_event *e) {
    nothing from that key is stored any more. */
 OPC__FN opcomms_err opc__flow_consume(opc__flow *f, const uint8_t *p, size_t len, size_t *used) {
     opcomms_peer *peer = f->peer;
+    opc__native_event e;
     opcomms_err rc = OPCOMMS_OK;
     *used = 0;
+    memset(&e, 0, sizeof e);
     opc__allow_lock(peer->allow);
     if (!opc__allow_check_locked(peer->allow, opc__tls_peer(&f->slot->conn.tls),
                                  &f->slot->address)) {
         rc = OPCOMMS_E_NOT_ALLOWED;
     }
     while (rc == OPCOMMS_OK && *used < len) {
-        opc__native_event e;
         size_t n = 0;
         if (f->refusals_count == OPC__FLOW_REFUSALS ||
             peer->store->c->room(peer->store) < OPC__CONN_ROOM) {
