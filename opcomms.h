@@ -16442,6 +16442,7 @@ OPC__FN uint32_t opc__flow_free(const opc__flow *f, const opc__flow_in *ch) {
     const opcomms_peer *p = f->peer;
     uint32_t most = p->cfg.window_messages, free;
     free = opc__mailbox_free_for(&p->mailbox, ch->box, opc__tls_peer(&f->slot->conn.tls));
+    if (ch->total != 0 && !ch->dropping && free > 0) free--; /* for the message under way */
     return free < most ? free : most;
 }
 

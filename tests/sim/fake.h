@@ -1198,7 +1198,7 @@ FAKE_FN void fake_go(fake *w, fake_host *h, opcomms_pollfd *fds, size_t count, u
             if (w->moved != moved) w->quiet_turns = 0;
             if (++w->quiet_turns < 3000) continue;
             w->spins++; /* somebody is busy with nothing */
-            if (getenv("SPIN") != NULL) { printf("spin at %llu\n", (unsigned long long)w->now_us); fflush(stdout); if (atoi(getenv("SPIN")) > 1) abort(); }
+            fake_note(w, "spin", w->spins, 0);
             w->quiet_turns = 0;
             w->now_us += 1000;
             continue;

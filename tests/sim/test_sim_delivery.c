@@ -248,7 +248,6 @@ static void cut_everywhere(int how) {
     CHECK_EQ(b->memory.blocks, blocks[1]);
     CHECK(sim_stats(a).attempts_failed > 10);
     CHECK_EQ(sim_stats(b).messages_in, n);
-    if (getenv("DBG")) printf("spins %d\n", (int)s.w.spins);
     sim_end(&s);
 }
 
@@ -278,6 +277,477 @@ TEST(a_message_that_is_to_be_consumed_is_done_when_it_was) {
     sim_end(&s);
 }
 
+/* An older opening's messages wait to be consumed while those of a newer one are sent. */
+TEST(consumption_is_told_for_every_opening_of_the_senders_log) {
+    sim s;
+    sim_peer *a, *b;
+    opcomms_enqueue_options opt = options();
+    uint32_t n;
+    begin(&s, 42, &a, &b, NULL);
+    start(b);
+    opt.level = OPCOMMS_LEVEL_CONSUMED;
+    for (n = 0; n < 6; n++) { /* two in each of three openings */
+        if (n % 2 == 0) start(a);
+        CHECK_EQ(put(a, b, n, 100, &opt, NULL), OPCOMMS_OK);
+        sim_run(&s, SECOND);
+        if (n % 2 == 1 && n < 5) sim_stop(a);
+    }
+    CHECK_EQ(opcomms_queued_count(a->peer, NULL), 6);
+    expect(b, a, 0, 5);
+    CHECK(until_sent(&s, a, 5 * SECOND));
+    CHECK_EQ(sim_stats(b).messages_in, 6);
+    sim_end(&s);
+}
+
+TEST(events_are_told_once_and_their_absence_is_said) {
+    sim s;
+    sim_peer *a, *b;
+    opcomms_event e;
+    uint64_t number = 0;
+    int durable = 0, rounds = 0;
+    begin(&s, 43, &a, &b, NULL);
+    start(a);
+    start(b);
+    CHECK_EQ(put(a, b, 0, 100, NULL, &number), OPCOMMS_OK);
+    CHECK(until_sent(&s, a, SECOND));
+    while (opcomms_next_event(a->peer, 0, &e) == OPCOMMS_OK && ++rounds < 10) {
+        CHECK_EQ(e.number, number);
+        durable += e.state == OPCOMMS_STATE_DURABLE;
+    }
+    CHECK_EQ(durable, 1);
+    CHECK(rounds < 10);
+    sim_end(&s);
+}
+
+/* ---- windows ---- */
+
+TEST(a_receiver_that_is_full_closes_the_window_and_nothing_is_dropped) {
+    sim s;
+    sim_peer *a, *b;
+    opcomms_stats st;
+    uint32_t n, got;
+    begin(&s, 51, &a, &b, NULL);
+    b->cfg.queue_depth_max = 5;
+    start(a);
+    start(b);
+    for (n = 0; n < 60; n++) CHECK_EQ(put(a, b, n, n % 7 == 3 ? 9000 : 40, NULL, NULL), OPCOMMS_OK);
+    sim_run(&s, 60 * SECOND);
+    CHECK_EQ(sim_stats(b).unread, 5);
+    CHECK_EQ(opcomms_queued_count(a->peer, NULL), 55);
+    for (n = 0; n < 60 && test_bad == 0; n++) {
+        uint64_t end = s.w.now_us + SECOND;
+        while ((got = take(b, a, 0, NULL)) == UINT32_MAX && s.w.now_us < end) sim_run(&s, MS);
+        CHECK_EQ(got, n);
+        CHECK(sim_stats(b).unread <= 5);
+    }
+    CHECK(until_sent(&s, a, SECOND));
+    st = sim_stats(a);
+    CHECK_EQ(st.attempts_failed, 0);
+    CHECK_EQ(st.dead_letters, 0);
+    CHECK_EQ(sim_stats(b).accepted, 1);
+    CHECK_EQ(sim_stats(b).messages_in, 60);
+    sim_end(&s);
+}
+
+TEST(a_mailbox_that_several_senders_fill_takes_all_of_it_later) {
+    sim s;
+    sim_peer *a, *b, *c;
+    uint32_t n, from_a = 0, from_c = 0, rounds = 0;
+    begin(&s, 52, &a, &b, &c);
+    b->cfg.messages_max = 6;
+    start(a);
+    start(b);
+    start(c);
+    for (n = 0; n < 20; n++) {
+        CHECK_EQ(put(a, b, n, 40, NULL, NULL), OPCOMMS_OK);
+        CHECK_EQ(put(c, b, n, 40, NULL, NULL), OPCOMMS_OK);
+    }
+    while (from_a + from_c < 40 && rounds++ < 2000 && test_bad == 0) {
+        opcomms_identifier who;
+        opcomms_error err;
+        size_t len = 0;
+        sim_run(&s, 100 * MS);
+        CHECK(sim_stats(b).unread <= 6);
+        while (opcomms_check_receive(b->peer, &who, back, sizeof back, &len, &err) == OPCOMMS_OK) {
+            uint32_t *at = strcmp(who.hash, a->hash) == 0 ? &from_a : &from_c;
+            CHECK_EQ(which(back, len), *at);
+            ++*at;
+            if (rounds % 3 != 0) break;
+        }
+    }
+    CHECK_EQ(from_a, 20);
+    CHECK_EQ(from_c, 20);
+    sim_end(&s);
+}
+
+/* Half of a large message has gone out when it is cancelled: the rest of the window stays right. */
+TEST(a_large_message_cancelled_half_way_costs_nothing) {
+    sim s;
+    sim_peer *a, *b;
+    opcomms_error err;
+    uint64_t number = 0;
+    uint32_t n, round;
+    begin(&s, 53, &a, &b, NULL);
+    b->cfg.queue_depth_max = 4;
+    start(a);
+    start(b);
+    CHECK_EQ(put(a, b, 0, 16, NULL, NULL), OPCOMMS_OK);
+    CHECK(until_sent(&s, a, SECOND));
+    expect(b, a, 0, 0);
+    s.w.conn[0]->wire.window = 3000;
+    for (round = 0; round < 6; round++) {
+        uint64_t sent = s.w.conn[0]->pipe[0].sent;
+        opcomms_err rc;
+        CHECK_EQ(put(a, b, 1, 90000, NULL, &number), OPCOMMS_OK);
+        while (s.w.conn[0]->pipe[0].sent < sent + 20000 && test_bad == 0) sim_run(&s, 10);
+        rc = opcomms_cancel(a->peer, number, &err);
+        CHECK(rc == OPCOMMS_OK || rc == OPCOMMS_E_UNKNOWN_OUTCOME);
+    }
+    for (n = 10; n < 30; n++) CHECK_EQ(put(a, b, n, 16, NULL, NULL), OPCOMMS_OK);
+    for (n = 10; n < 30 && test_bad == 0; n += 2) {
+        sim_run(&s, SECOND);
+        CHECK_EQ(take(b, a, 0, NULL), n);
+        CHECK_EQ(take(b, a, 0, NULL), n + 1);
+    }
+    CHECK(until_sent(&s, a, SECOND));
+    CHECK_EQ(sim_stats(b).protocol_errors, 0);
+    CHECK_EQ(sim_stats(a).attempts_failed, 0);
+    CHECK_EQ(sim_stats(b).accepted, 1);
+    sim_end(&s);
+}
+
+TEST(more_destinations_at_one_peer_than_channels_are_all_served) {
+    sim s;
+    sim_peer *a, *b;
+    opcomms_error err;
+    opcomms_enqueue_options opt = options();
+    int i, round;
+    begin(&s, 54, &a, &b, NULL);
+    start(a);
+    start(b);
+    for (round = 0; round < 2; round++) {
+        for (i = 0; i < 300; i++) {
+            opcomms_identifier to = mailbox(b, i / 2);
+            opt.from_id = (uint8_t)(i % 2);
+            CHECK_EQ(opcomms_enqueue(a->peer, &to, b->address, NULL, 0, &i, sizeof i, &opt, NULL,
+                                     &err), OPCOMMS_OK);
+        }
+        CHECK(until_sent(&s, a, 20 * SECOND));
+        CHECK_EQ(sim_stats(b).unread, 300 * (round + 1));
+    }
+    CHECK_EQ(sim_stats(b).accepted, 1);
+    CHECK_EQ(sim_stats(a).attempts_failed, 0);
+    sim_end(&s);
+}
+
+/* ---- destinations that cannot be reached; retries; ends of trying ---- */
+
+TEST(an_unreachable_destination_delays_no_other) {
+    sim s;
+    sim_peer *a, *b, *c;
+    uint32_t n;
+    begin(&s, 61, &a, &b, &c);
+    start(a);
+    start(b);
+    start(c);
+    b->host->blackhole = 1;
+    for (n = 0; n < 10; n++) {
+        CHECK_EQ(put(a, b, n, 5000, NULL, NULL), OPCOMMS_OK);
+        CHECK_EQ(put(a, c, n, 5000, NULL, NULL), OPCOMMS_OK);
+    }
+    sim_run(&s, SECOND);
+    CHECK_EQ(opcomms_queued_count(a->peer, c->hash), 0);
+    CHECK_EQ(opcomms_queued_count(a->peer, b->hash), 10);
+    expect(c, a, 0, 9);
+    sim_run(&s, 100 * SECOND);
+    b->host->blackhole = 0;
+    CHECK(until_sent(&s, a, 25 * SECOND));
+    expect(b, a, 0, 9);
+    sim_end(&s);
+}
+
+static uint64_t dialed[400];
+static size_t dialed_count;
+
+static void note_dial(void *user, fake_conn *c) {
+    sim *s = (sim *)user;
+    (void)c;
+    if (dialed_count < 400) dialed[dialed_count++] = s->w.now_us;
+}
+
+/* Waits between attempts: between half of and the whole of what doubles from 100 ms to 10 s. */
+static void check_backoff(uint64_t seed, uint64_t first[4]) {
+    sim s;
+    sim_peer *a, *b;
+    size_t i;
+    uint64_t whole = 100 * MS;
+    begin(&s, seed, &a, &b, NULL);
+    start(a);
+    dialed_count = 0;
+    s.w.on_connect = note_dial;
+    CHECK_EQ(put(a, b, 0, 50, NULL, NULL), OPCOMMS_OK);
+    sim_run(&s, 300 * SECOND);
+    CHECK(dialed_count >= 30 && dialed_count < 80);
+    for (i = 1; i < dialed_count; i++) {
+        uint64_t gap = dialed[i] - dialed[i - 1];
+        CHECK(gap >= whole / 2);
+        CHECK(gap <= whole + 10 * MS);
+        if (i <= 4) first[i - 1] = gap;
+        whole = whole * 2 < 10 * SECOND ? whole * 2 : 10 * SECOND;
+    }
+    start(b);
+    CHECK(until_sent(&s, a, 11 * SECOND));
+    expect(b, a, 0, 0);
+    sim_end(&s);
+}
+
+TEST(attempts_are_repeated_with_bounded_jittered_waits) {
+    uint64_t one[4] = {0, 0, 0, 0}, two[4] = {0, 0, 0, 0};
+    check_backoff(62, one);
+    check_backoff(63, two);
+    CHECK(memcmp(one, two, sizeof one) != 0);
+}
+
+TEST(attempts_and_time_run_out_and_leave_dead_letters_that_can_be_queued_again) {
+    sim s;
+    sim_peer *a, *b;
+    opcomms_error err;
+    opcomms_enqueue_options opt = options();
+    opcomms_queued q;
+    uint64_t three = 0, late = 0, stays = 0, fresh = 0, start_us;
+    begin(&s, 64, &a, &b, NULL);
+    start(a);
+    opt.attempts_max = 3;
+    CHECK_EQ(put(a, b, 0, 6000, &opt, &three), OPCOMMS_OK);
+    opt.attempts_max = 0;
+    opt.expiry_s = 60;
+    start_us = s.w.now_us;
+    CHECK_EQ(put(a, b, 1, 50, &opt, &late), OPCOMMS_OK);
+    CHECK_EQ(put(a, b, 2, 50, NULL, &stays), OPCOMMS_OK);
+    sim_run(&s, 2 * SECOND);
+    CHECK_EQ(opcomms_dead_next(a->peer, 0, &q), OPCOMMS_OK);
+    CHECK_EQ(q.number, three);
+    CHECK_EQ(q.attempts, 3);
+    CHECK_EQ(q.code, OPCOMMS_E_CONNECT);
+    CHECK(q.context_len == 7 && memcmp(q.context, "context", 7) == 0);
+    while (opcomms_dead_count(a->peer) < 2 && s.w.now_us < start_us + 100 * SECOND) {
+        sim_run(&s, 100 * MS);
+    }
+    CHECK(s.w.now_us - start_us >= 59 * SECOND);
+    CHECK(s.w.now_us - start_us <= 62 * SECOND);
+    crash(a, 0, 0);
+    start(a);
+    CHECK_EQ(opcomms_dead_count(a->peer), 2);
+    CHECK_EQ(opcomms_dead_next(a->peer, three, &q), OPCOMMS_OK);
+    CHECK_EQ(q.number, late);
+    CHECK_EQ(q.code, OPCOMMS_E_TIMEOUT);
+    CHECK_EQ(opcomms_queued_get(a->peer, stays, &q), OPCOMMS_OK);
+    CHECK_EQ(opcomms_dead_requeue(a->peer, three, &fresh, &err), OPCOMMS_OK);
+    CHECK(fresh > stays);
+    start(b);
+    CHECK(until_sent(&s, a, 30 * SECOND));
+    CHECK_EQ(take(b, a, 0, NULL), 2);
+    CHECK_EQ(take(b, a, 0, NULL), 0);
+    CHECK_EQ(take(b, a, 0, NULL), UINT32_MAX);
+    CHECK_EQ(opcomms_dead_drop(a->peer, late, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_dead_count(a->peer), 0);
+    sim_end(&s);
+}
+
+/* ---- connections ---- */
+
+TEST(a_peer_without_power_is_found_out_within_the_send_timeout) {
+    sim s;
+    sim_peer *a, *b;
+    uint64_t start_us;
+    begin(&s, 71, &a, &b, NULL);
+    start(a);
+    start(b);
+    CHECK_EQ(put(a, b, 0, 50, NULL, NULL), OPCOMMS_OK);
+    CHECK(until_sent(&s, a, SECOND));
+    CHECK_EQ(sim_stats(a).connections, 1);
+    sim_run(&s, 3 * SECOND);
+    lose(s.w.conn[0]);
+    start_us = s.w.now_us;
+    CHECK_EQ(put(a, b, 1, 50, NULL, NULL), OPCOMMS_OK);
+    while (sim_stats(a).attempts_failed == 0 && s.w.now_us < start_us + 60 * SECOND) {
+        sim_run(&s, 100 * MS);
+    }
+    CHECK(s.w.now_us - start_us <= 10 * SECOND + 200 * MS);
+    CHECK(s.w.now_us - start_us >= 2 * SECOND);
+    CHECK(until_sent(&s, a, 3 * SECOND)); /* by a new connection */
+    expect(b, a, 0, 1);
+    sim_end(&s);
+}
+
+TEST(a_send_over_a_connection_that_went_away_in_silence_arrives_once) {
+    sim s;
+    sim_peer *a, *b;
+    opcomms_error err;
+    uint64_t start_us;
+    uint64_t number;
+    int i;
+    begin(&s, 72, &a, &b, NULL);
+    start(a);
+    start(b);
+    for (i = 0; i < 3; i++) {
+        CHECK_EQ(sim_send(a, b, sample, 100, 0, &err), OPCOMMS_OK);
+        sim_run(&s, 31 * SECOND);
+        lose(s.w.conn[s.w.conns - 1]);
+        start_us = s.w.now_us;
+        if (i == 2) CHECK_EQ(sim_send(a, b, sample, 100, 300, &err), OPCOMMS_E_UNKNOWN_OUTCOME);
+        CHECK_EQ(sim_send(a, b, sample, 100, 0, &err), OPCOMMS_OK);
+        CHECK(s.w.now_us - start_us < 3 * SECOND);
+    }
+    number = sim_stats(b).messages_in;
+    CHECK_EQ(number, 6);
+    sim_end(&s);
+}
+
+TEST(a_server_that_comes_back_is_reached_by_the_next_call) {
+    sim s;
+    sim_peer *a, *b;
+    opcomms_error err;
+    begin(&s, 73, &a, &b, NULL);
+    start(a);
+    start(b);
+    b->host->blackhole = 1;
+    CHECK_EQ(sim_send(a, b, "x", 1, 3000, &err), OPCOMMS_E_TIMEOUT);
+    b->host->blackhole = 0;
+    CHECK_EQ(sim_send(a, b, "x", 1, 3000, &err), OPCOMMS_OK);
+    sim_run(&s, 400 * SECOND);
+    b->host->mute = 1;
+    CHECK_EQ(sim_send(a, b, "x", 1, 3000, &err), OPCOMMS_E_TIMEOUT);
+    b->host->mute = 0;
+    CHECK_EQ(sim_send(a, b, "x", 1, 3000, &err), OPCOMMS_OK);
+    CHECK_EQ(sim_stats(b).messages_in, 2);
+    sim_end(&s);
+}
+
+TEST(idle_connections_end_and_the_next_message_makes_a_new_one) {
+    sim s;
+    sim_peer *a, *b;
+    opcomms_enqueue_options opt = options();
+    uint32_t n;
+    begin(&s, 74, &a, &b, NULL);
+    a->cfg.idle_timeout_ms = 20000;
+    start(a);
+    start(b);
+    for (n = 0; n < 4; n++) {
+        CHECK_EQ(put(a, b, n, 50, NULL, NULL), OPCOMMS_OK);
+        CHECK(until_sent(&s, a, SECOND));
+        CHECK_EQ(sim_stats(a).connections, 1);
+        sim_run(&s, 32 * SECOND);
+        CHECK_EQ(sim_stats(a).connections, 0);
+        CHECK_EQ(sim_stats(b).connections, 0);
+    }
+    expect(b, a, 0, 3);
+    CHECK_EQ(sim_stats(b).accepted, 4);
+    CHECK_EQ(sim_stats(a).attempts_failed, 0);
+    opt.level = OPCOMMS_LEVEL_CONSUMED; /* who waits for consumption asks again */
+    CHECK_EQ(put(a, b, 4, 50, &opt, NULL), OPCOMMS_OK);
+    sim_run(&s, 70 * SECOND);
+    CHECK(sim_stats(b).accepted <= 10);
+    expect(b, a, 4, 4);
+    CHECK(until_sent(&s, a, 2 * SECOND));
+    sim_end(&s);
+}
+
+TEST(messages_without_an_address_wait_for_a_connection_of_that_peer) {
+    sim s;
+    sim_peer *a, *b;
+    opcomms_error err;
+    opcomms_identifier to;
+    uint32_t n;
+    begin(&s, 75, &a, &b, NULL);
+    a->cfg.flags |= OPCOMMS_NO_LISTEN;
+    start(a);
+    start(b);
+    to = mailbox(a, 0);
+    for (n = 0; n < 5; n++) {
+        size_t size = body(back, n, 5000);
+        CHECK_EQ(opcomms_enqueue(b->peer, &to, NULL, NULL, 0, back, size, NULL, NULL, &err),
+                 OPCOMMS_OK);
+    }
+    sim_run(&s, 30 * SECOND);
+    CHECK_EQ(opcomms_queued_count(b->peer, NULL), 5);
+    CHECK_EQ(put(a, b, 9, 50, NULL, NULL), OPCOMMS_OK);
+    CHECK(until_sent(&s, b, SECOND));
+    expect(a, b, 0, 4);
+    expect(b, a, 9, 9);
+    sim_end(&s);
+}
+
+/* A slow old connection and its successor carry the same message: it is stored once. */
+TEST(a_message_that_comes_over_two_connections_at_once_is_stored_once) {
+    sim s;
+    sim_peer *a, *b;
+    uint32_t n;
+    begin(&s, 76, &a, &b, NULL);
+    a->cfg.send_timeout_ms = 3000;
+    start(a);
+    start(b);
+    CHECK_EQ(put(a, b, 0, 50, NULL, NULL), OPCOMMS_OK);
+    CHECK(until_sent(&s, a, SECOND));
+    s.w.conn[0]->wire.window = 5000;
+    CHECK_EQ(put(a, b, 1, 30000, NULL, NULL), OPCOMMS_OK);
+    while (s.w.conn[0]->pipe[0].given < 12000 && test_bad == 0) sim_run(&s, 1);
+    s.w.conn[0]->wire.window = 65536;
+    s.w.conn[0]->wire.delay_min_us = s.w.conn[0]->wire.delay_max_us = 5 * SECOND;
+    while (s.w.conns < 2 && test_bad == 0) sim_run(&s, 100);
+    s.w.conn[1]->wire.window = 5000;
+    while (s.w.conn[1]->pipe[0].given < 12000 && test_bad == 0) sim_run(&s, 1);
+    s.w.conn[1]->wire.window = 65536;
+    s.w.conn[1]->wire.delay_min_us = s.w.conn[1]->wire.delay_max_us = 4 * SECOND;
+    for (n = 2; n < 5; n++) CHECK_EQ(put(a, b, n, 50, NULL, NULL), OPCOMMS_OK);
+    sim_run(&s, 5 * SECOND);
+    wire_heals(&s.w);
+    CHECK(until_sent(&s, a, 60 * SECOND));
+    expect(b, a, 0, 4);
+    CHECK_EQ(sim_stats(b).messages_in, 5);
+    sim_end(&s);
+}
+
+/* ---- access ---- */
+
+TEST(a_key_that_is_removed_is_served_no_more_and_all_goes_on_when_it_is_back) {
+    sim s;
+    sim_peer *a, *b;
+    uint32_t n;
+    uint64_t in;
+    int side;
+    for (side = 0; side < 2; side++) {
+        opcomms_allow_list *list;
+        const char *key;
+        begin(&s, 81, &a, &b, NULL);
+        s.w.wire.piece_max = 400;
+        s.w.wire.window = 2000;
+        start(a);
+        start(b);
+        list = side == 0 ? b->allow : a->allow;
+        key = side == 0 ? a->hash : b->hash;
+        for (n = 0; n < 100; n++) CHECK_EQ(put(a, b, n, 900, NULL, NULL), OPCOMMS_OK);
+        while (sim_stats(b).messages_in < 20 && test_bad == 0) sim_run(&s, 10);
+        CHECK_EQ(opcomms_allow_list_remove(list, key), OPCOMMS_OK);
+        in = sim_stats(b).messages_in;
+        CHECK(in < 100);
+        if (side == 1) { /* what had left may still arrive; nothing new leaves */
+            uint64_t sent = s.w.conn[0]->pipe[0].sent;
+            sim_run(&s, 100 * SECOND);
+            CHECK(s.w.conn[0]->pipe[0].sent <= sent + 100);
+            CHECK_EQ(s.w.conns, 1);
+        } else {
+            sim_run(&s, 100 * SECOND);
+            CHECK_EQ(sim_stats(b).messages_in, in);
+        }
+        CHECK_EQ(sim_stats(b).connections, 0);
+        CHECK_EQ(opcomms_allow_list_add(list, key, NULL), OPCOMMS_OK);
+        CHECK(until_sent(&s, a, 30 * SECOND));
+        expect(b, a, 0, 99);
+        sim_end(&s);
+    }
+}
+
 int main(void) {
     size_t i;
     int every = getenv("SIM_RUNS") != NULL;
@@ -289,5 +759,21 @@ int main(void) {
     RUN(a_half_close_at_any_byte_loses_and_repeats_nothing);
     RUN(a_stall_at_any_byte_loses_and_repeats_nothing);
     RUN(a_message_that_is_to_be_consumed_is_done_when_it_was);
+    RUN(consumption_is_told_for_every_opening_of_the_senders_log);
+    RUN(events_are_told_once_and_their_absence_is_said);
+    RUN(a_receiver_that_is_full_closes_the_window_and_nothing_is_dropped);
+    RUN(a_mailbox_that_several_senders_fill_takes_all_of_it_later);
+    RUN(a_large_message_cancelled_half_way_costs_nothing);
+    RUN(more_destinations_at_one_peer_than_channels_are_all_served);
+    RUN(an_unreachable_destination_delays_no_other);
+    RUN(attempts_are_repeated_with_bounded_jittered_waits);
+    RUN(attempts_and_time_run_out_and_leave_dead_letters_that_can_be_queued_again);
+    RUN(a_peer_without_power_is_found_out_within_the_send_timeout);
+    RUN(a_send_over_a_connection_that_went_away_in_silence_arrives_once);
+    RUN(a_server_that_comes_back_is_reached_by_the_next_call);
+    RUN(idle_connections_end_and_the_next_message_makes_a_new_one);
+    RUN(messages_without_an_address_wait_for_a_connection_of_that_peer);
+    RUN(a_message_that_comes_over_two_connections_at_once_is_stored_once);
+    RUN(a_key_that_is_removed_is_served_no_more_and_all_goes_on_when_it_is_back);
     return test_end();
 }
