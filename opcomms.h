@@ -16581,6 +16581,11 @@ OPC__FN opcomms_err opc__flow_store(opc__flow *f, opc__flow_in *ch, uint64_t num
     opc__msg_meta meta;
     uint64_t uid = 0, ref = 0, position = 0;
     opcomms_err rc;
+    if (opc__numbers_check(&p->numbers, ch->numbers, &ch->epoch, number) != OPC__NUMBERS_NEW) {
+        p->stats.duplicates++; /* it has come over another connection meanwhile */
+        opc__flow_skip(f, ch, number);
+        return OPCOMMS_OK;
+    }
     memset(&meta, 0, sizeof meta);
     memcpy(meta.from, peer, 32);
     meta.from_id = ch->from_id;
