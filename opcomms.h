@@ -17464,6 +17464,7 @@ OPC__FN opcomms_err opc__flow_step(opc__conn *c, uint64_t now_us) {
     if (rc == OPCOMMS_OK) rc = opc__flow_watch(f, c, now_us);
     if (rc != OPCOMMS_OK) return rc;
     opc__flow_output(f, c);
+    if (f->await_us == 0) (void)opc__flow_watch(f, c, now_us); /* what has just left is awaited */
     c->busy = opc__flow_busy(f);
     if (f->bye_told && c->state == OPC__CONN_OPEN) opc__conn_end(c);
     return OPCOMMS_OK;
