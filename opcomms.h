@@ -17079,7 +17079,8 @@ OPC__FN int opc__flow_write_queue(opc__flow *f, opc__flow_out *ch, opc__pen *pen
         opc__flow_reopen(ch);
         if (ch->state != OPC__FLOW_OPEN) return OPC__PEN_NOTHING;
     }
-    if (ch->under_way && (i == OPC__ITEMS_NONE || i != ch->entry)) { /* cancelled meanwhile */
+    if (ch->under_way &&
+        (i == OPC__ITEMS_NONE || opc__items_at(&p->items, i)->uid != ch->number)) { /* cancelled */
         ch->under_way = 0;
         ch->abort = ch->sent > 0;
         return OPC__PEN_WROTE;

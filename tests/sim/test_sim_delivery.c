@@ -398,7 +398,7 @@ TEST(a_large_message_cancelled_half_way_costs_nothing) {
     for (round = 0; round < 6; round++) {
         uint64_t sent = s.w.conn[0]->pipe[0].sent;
         opcomms_err rc;
-        CHECK_EQ(put(a, b, 1, 90000, NULL, &number), OPCOMMS_OK);
+        CHECK_EQ(put(a, b, 1 + round, 90000, NULL, &number), OPCOMMS_OK);
         while (s.w.conn[0]->pipe[0].sent < sent + 20000 && s.w.conns == 1) sim_run(&s, 10);
         rc = opcomms_cancel(a->peer, number, &err);
         CHECK(rc == OPCOMMS_OK || rc == OPCOMMS_E_UNKNOWN_OUTCOME);
