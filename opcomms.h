@@ -17838,7 +17838,8 @@ OPC__FN void opc__node_over(opcomms_peer *p, opc__slot *s) {
     const char *more = NULL;
     opcomms_err why = opc__node_why(s, &more);
     opc__call **at = &p->directs;
-    int worked = s->admitted && why == OPCOMMS_E_CONNECT && !p->stopping;
+    int worked = s->admitted && (why == OPCOMMS_E_CONNECT || why == OPCOMMS_E_TIMEOUT) &&
+                 !p->stopping;
     if (s->over) return;
     s->over = 1;
     if (s->flow != NULL) {
@@ -17852,9 +17853,9 @@ OPC__FN void opc__node_over(opcomms_peer *p, opc__slot *s) {
     if (!s->client) return;
     while (*at != NULL) {
         opc__call *call = *at;
-        int mine = memcmp(call->server, s->hash, 32) == 0 && opc__id_same(&call->to, &s->address);
-        if (!mine || (worked && !call->again)) {
-            if (mine) call->again = 1;
+        int ours = memcmp(call->server, s->hash, 32) == 0 && opc__id_same(&call->to, &s->address);
+        if (!ours || (worked && !call->again)) {
+            if (ours) call->again = 1;
             at = &call->next;
             continue;
         }
