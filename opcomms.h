@@ -20553,10 +20553,23 @@ OPC__FN void opc__pub_push(opcomms_peer *p, opc__slot *s) {
     if (opc__node_unsent(&s->conn) || s->conn.state == OPC__CONN_DEAD || p->more) opc__peer_kick(p);
 }
 
+/* A call has waited in vain for a connection that is being made. When that takes long it is given
+   up, so that the next call makes a new one. */
+OPC__FN void opc__pub_doubt(opcomms_peer *p, const opc__call *call) {
+    opc__slot *s = opc__node_dialed(p, call->server, &call->to);
+    if (s == NULL || s->admitted) return;
+    if (opc__node_since(opc__node_now(p), s->since_us) < OPC__LINK_SILENT_US) return;
+    opc__conn_kill(&s->conn, OPCOMMS_E_TIMEOUT);
+    s->over = 1; /* other calls that wait for it begin anew as well */
+    opc__peer_unreached(p, s->hash, &s->address, OPCOMMS_E_TIMEOUT);
+    opc__node_kick(p);
+}
+
 /* A call whose time is up, wherever it is. */
 OPC__FN void opc__pub_give_up(opcomms_peer *p, opc__call *call) {
     uint32_t i;
     int there = opc__flow_unlink(&p->directs, call);
+    if (there && call->to.family != 0) opc__pub_doubt(p, call);
     for (i = 0; i < p->slots_count && !there; i++) {
         if (p->slots[i]->flow != NULL) there = opc__flow_forget(p->slots[i]->flow, call);
     }
