@@ -7081,8 +7081,15 @@ OPC__FN size_t opc__store_need(const opc__msg_meta *m) {
 
 /* >>ram ==== L2 ==== messages in memory: a store that ends with the peer */
 
-/* One message, or one being received: its data in pieces of growing size would need copying, so it
-   lies in a chain of fixed blocks. */
+/* A message lies in a cell of fixed size; what does not fit there goes on in a chain of blocks, and
+   what is the same for a whole stream of messages lies in a head that they share. The ref is the
+   cell's index, with the low half of the message's number above it: so an old one is noticed. */
+#define OPC__RAM_INLINE 72u
+#define OPC__RAM_CELLS 64u /* in a page, which is allocated and freed at once */
+#define OPC__RAM_SPARE 8u  /* pages kept though they are empty */
+#define OPC__RAM_HEADS 16u /* those that a new message is compared with */
+#define OPC__RAM_NONE 0xffffffffu
+
 typedef struct opc__ram_block {
     struct opc__ram_block *next;
     uint32_t len;
@@ -7090,30 +7097,47 @@ typedef struct opc__ram_block {
     uint8_t data[1];
 } opc__ram_block;
 
-typedef struct opc__ram_msg {
-    opc__ram_block *first;
-    opc__ram_block *last;
+typedef struct opc__ram_head {
+    uint32_t refs;
+    uint32_t place;     /* among those that are compared */
+    opc__msg_meta meta; /* dest and context point to `text`; what a cell has is zero */
+    uint8_t text[1];
+} opc__ram_head;
+
+typedef struct opc__ram_cell {
+    uint64_t uid; /* 0: free, or being received */
     uint64_t bytes;
-    int used; /* 1: being received */
-    int stored;
-    opc__msg_meta meta;
-    struct opc__ram_msg *next; /* in its bucket */
-    uint8_t dest[1]; /* and behind it the context: as long as they are, see opc__ram_msg_bytes */
-} opc__ram_msg;
+    uint64_t wire_bytes;
+    uint64_t number; /* of a free one: the next free one of its page */
+    opc__ram_head *head;
+    opc__ram_block *first;
+    union {
+        opc__ram_block *last; /* while it is being received */
+        int64_t time_s;
+    } u;
+    uint8_t data[OPC__RAM_INLINE];
+} opc__ram_cell;
 
-OPC__FN size_t opc__ram_msg_bytes(const opc__msg_meta *m) {
-    size_t n = (size_t)m->dest_len + m->context_len;
-    return offsetof(opc__ram_msg, dest) + (n > 0 ? n : 1u);
-}
-
-#define OPC__RAM_BUCKETS 1024u
+typedef struct opc__ram_page {
+    uint32_t next; /* among those with a free cell */
+    uint32_t prev;
+    uint32_t used;
+    uint32_t free; /* the first free cell */
+    opc__ram_cell cell[OPC__RAM_CELLS];
+} opc__ram_page;
 
 typedef struct opc__ram {
     opc__store base;
     opc__mem *mem;
-    opc__ram_msg *put; /* puts_max of them */
+    uint32_t *put; /* puts_max of them: index of the cell, or OPC__RAM_NONE: free */
     uint32_t puts_max;
-    opc__ram_msg *bucket[OPC__RAM_BUCKETS];
+    uint32_t puts_turn; /* likely to be free */
+    opc__ram_page **page;
+    uint32_t pages_cap;
+    uint32_t pages_turn; /* no place below it is free */
+    uint32_t pages_empty;
+    uint32_t partial; /* the first page with a free cell */
+    opc__ram_head *heads[OPC__RAM_HEADS];
     uint64_t uid;
     uint64_t position;
     uint64_t bytes;
@@ -7121,16 +7145,126 @@ typedef struct opc__ram {
     opc__epoch epoch; /* set by the owner: counter 0 and random bits */
 } opc__ram;
 
-OPC__FN void opc__ram_blocks_free(opc__ram *r, opc__ram_msg *m) {
-    while (m->first != NULL) {
-        opc__ram_block *b = m->first;
-        m->first = b->next;
+/* ---- cells ---- */
+
+OPC__FN opc__ram_cell *opc__ram_at(const opc__ram *r, uint32_t i) {
+    return &r->page[i / OPC__RAM_CELLS]->cell[i % OPC__RAM_CELLS];
+}
+
+OPC__FN void opc__ram_link(opc__ram *r, uint32_t k) {
+    opc__ram_page *g = r->page[k];
+    g->prev = OPC__RAM_NONE;
+    g->next = r->partial;
+    if (r->partial != OPC__RAM_NONE) r->page[r->partial]->prev = k;
+    r->partial = k;
+}
+
+OPC__FN void opc__ram_unlink(opc__ram *r, uint32_t k) {
+    opc__ram_page *g = r->page[k];
+    if (g->next != OPC__RAM_NONE) r->page[g->next]->prev = g->prev;
+    if (g->prev != OPC__RAM_NONE) {
+        r->page[g->prev]->next = g->next;
+    } else {
+        OPCOMMS_ASSERT(r->partial == k);
+        r->partial = g->next;
+    }
+}
+
+/* One page more; 0: out of memory. */
+OPC__FN int opc__ram_grow(opc__ram *r) {
+    opc__ram_page *g, **grown;
+    uint32_t i, k = r->pages_turn;
+    while (k < r->pages_cap && r->page[k] != NULL) k++;
+    if (k == r->pages_cap) {
+        uint32_t cap = r->pages_cap == 0 ? 16 : r->pages_cap * 2;
+        if (cap > OPC__RAM_NONE / OPC__RAM_CELLS) return 0;
+        grown = (opc__ram_page **)opc__mem_array(r->mem, cap, sizeof *grown);
+        if (grown == NULL) return 0;
+        if (k > 0) memcpy(grown, r->page, k * sizeof *grown);
+        opc__mem_free(r->mem, r->page, r->pages_cap * sizeof *grown);
+        r->page = grown;
+        r->pages_cap = cap;
+    }
+    g = (opc__ram_page *)opc__mem_raw(r->mem, sizeof *g);
+    if (g == NULL) return 0;
+    for (i = 0; i < OPC__RAM_CELLS; i++) {
+        g->cell[i].uid = 0;
+        g->cell[i].number = i + 1u;
+    }
+    g->used = 0;
+    g->free = 0;
+    r->page[k] = g;
+    r->pages_turn = k + 1u;
+    r->pages_empty++;
+    opc__ram_link(r, k);
+    return 1;
+}
+
+/* An empty cell, or OPC__RAM_NONE: out of memory. */
+OPC__FN uint32_t opc__ram_take(opc__ram *r) {
+    uint32_t k, i;
+    opc__ram_page *g;
+    opc__ram_cell *c;
+    if (r->partial == OPC__RAM_NONE && !opc__ram_grow(r)) return OPC__RAM_NONE;
+    k = r->partial;
+    g = r->page[k];
+    i = g->free;
+    c = &g->cell[i];
+    OPCOMMS_ASSERT(c->uid == 0);
+    g->free = (uint32_t)c->number;
+    if (g->used++ == 0) r->pages_empty--;
+    if (g->used == OPC__RAM_CELLS) opc__ram_unlink(r, k);
+    c->bytes = 0;
+    c->head = NULL;
+    c->first = NULL;
+    c->u.last = NULL;
+    return k * OPC__RAM_CELLS + i;
+}
+
+OPC__FN void opc__ram_head_drop(opc__ram *r, opc__ram_head *h) {
+    OPCOMMS_ASSERT(h->refs > 0);
+    if (--h->refs > 0) return;
+    if (r->heads[h->place] == h) r->heads[h->place] = NULL;
+    opc__mem_free(r->mem, h, offsetof(opc__ram_head, text) + 1u + h->meta.dest_len +
+                                 h->meta.context_len);
+}
+
+OPC__FN void opc__ram_drop(opc__ram *r, uint32_t i) {
+    uint32_t k = i / OPC__RAM_CELLS;
+    opc__ram_page *g = r->page[k];
+    opc__ram_cell *c = opc__ram_at(r, i);
+    while (c->first != NULL) {
+        opc__ram_block *b = c->first;
+        c->first = b->next;
         opc__mem_free(r->mem, b, offsetof(opc__ram_block, data) + b->cap);
     }
-    r->bytes -= m->bytes;
-    m->last = NULL;
-    m->bytes = 0;
+    if (c->head != NULL) opc__ram_head_drop(r, c->head);
+    r->bytes -= c->bytes;
+    c->uid = 0;
+    c->number = g->free;
+    g->free = i % OPC__RAM_CELLS;
+    if (g->used == OPC__RAM_CELLS) opc__ram_link(r, k);
+    if (--g->used > 0) return;
+    if (r->pages_empty < OPC__RAM_SPARE) {
+        r->pages_empty++;
+        return;
+    }
+    opc__ram_unlink(r, k);
+    opc__mem_free(r->mem, g, sizeof *g);
+    r->page[k] = NULL;
+    if (k < r->pages_turn) r->pages_turn = k;
 }
+
+/* The message at a place, or NULL: it is gone. */
+OPC__FN opc__ram_cell *opc__ram_find(const opc__ram *r, uint64_t ref) {
+    uint32_t i = (uint32_t)ref;
+    opc__ram_cell *c;
+    if (i / OPC__RAM_CELLS >= r->pages_cap || r->page[i / OPC__RAM_CELLS] == NULL) return NULL;
+    c = opc__ram_at(r, i);
+    return c->uid != 0 && (c->uid & 0xffffffffu) == ref >> 32 ? c : NULL;
+}
+
+/* ---- receiving ---- */
 
 OPC__FN size_t opc__ram_room(opc__store *s) {
     (void)s;
@@ -7139,43 +7273,63 @@ OPC__FN size_t opc__ram_room(opc__store *s) {
 
 OPC__FN opcomms_err opc__ram_begin(opc__store *s, uint32_t *put) {
     opc__ram *r = (opc__ram *)(void *)s;
-    uint32_t i;
-    for (i = 0; i < r->puts_max; i++) {
-        if (r->put[i].used) continue;
-        memset(&r->put[i], 0, sizeof r->put[i]);
-        r->put[i].used = 1;
-        *put = i;
-        return OPCOMMS_OK;
+    uint32_t i, k = r->puts_turn, cell;
+    for (i = 0; i < r->puts_max && r->put[k] != OPC__RAM_NONE; i++) {
+        k = k + 1u < r->puts_max ? k + 1u : 0;
     }
-    return OPCOMMS_E_LIMIT;
+    if (i == r->puts_max) return OPCOMMS_E_LIMIT;
+    cell = opc__ram_take(r);
+    if (cell == OPC__RAM_NONE) return OPCOMMS_E_NOMEM;
+    r->put[k] = cell;
+    r->puts_turn = k;
+    *put = k;
+    return OPCOMMS_OK;
+}
+
+/* Room for n bytes more, or for some of them: exactly as much as is there when it comes at once. */
+OPC__FN opc__ram_block *opc__ram_block_more(opc__ram *r, opc__ram_cell *c, size_t n) {
+    size_t cap = n < c->bytes ? (size_t)c->bytes : n;
+    opc__ram_block *b;
+    if (cap < 64u) cap = 64u;
+    if (cap > OPC__FRAG_BYTES) cap = OPC__FRAG_BYTES;
+    b = (opc__ram_block *)opc__mem_raw(r->mem, offsetof(opc__ram_block, data) + cap);
+    if (b == NULL) return NULL;
+    b->next = NULL;
+    b->len = 0;
+    b->cap = (uint32_t)cap;
+    if (c->first == NULL) {
+        c->first = b;
+    } else {
+        c->u.last->next = b;
+    }
+    c->u.last = b;
+    return b;
 }
 
 OPC__FN opcomms_err opc__ram_data(opc__store *s, uint32_t put, const uint8_t *p, size_t n) {
     opc__ram *r = (opc__ram *)(void *)s;
-    opc__ram_msg *m = &r->put[put];
+    opc__ram_cell *c;
     OPCOMMS_ASSERT(put < r->puts_max);
-    OPCOMMS_ASSERT(m->used);
+    OPCOMMS_ASSERT(r->put[put] != OPC__RAM_NONE);
+    c = opc__ram_at(r, r->put[put]);
     if (n > r->bytes_max - r->bytes) return OPCOMMS_E_FULL;
     while (n > 0) {
+        opc__ram_block *b = c->u.last;
         size_t some;
-        if (m->last == NULL || m->last->len == m->last->cap) {
-            uint32_t cap = m->bytes < 1024 ? 256 : OPC__FRAG_BYTES;
-            opc__ram_block *b = (opc__ram_block *)opc__mem_alloc(
-                r->mem, offsetof(opc__ram_block, data) + cap);
+        uint8_t *to;
+        if (c->bytes < OPC__RAM_INLINE) {
+            some = OPC__RAM_INLINE - (size_t)c->bytes;
+            to = c->data + c->bytes;
+        } else {
+            if (b == NULL || b->len == b->cap) b = opc__ram_block_more(r, c, n);
             if (b == NULL) return OPCOMMS_E_NOMEM;
-            b->cap = cap;
-            if (m->last == NULL) {
-                m->first = b;
-            } else {
-                m->last->next = b;
-            }
-            m->last = b;
+            some = b->cap - b->len;
+            to = b->data + b->len;
         }
-        some = m->last->cap - m->last->len;
         if (some > n) some = n;
-        memcpy(m->last->data + m->last->len, p, some);
-        m->last->len += (uint32_t)some;
-        m->bytes += some;
+        memcpy(to, p, some);
+        if (c->bytes >= OPC__RAM_INLINE) b->len += (uint32_t)some;
+        c->bytes += some;
         r->bytes += some;
         p += some;
         n -= some;
@@ -7183,15 +7337,26 @@ OPC__FN opcomms_err opc__ram_data(opc__store *s, uint32_t put, const uint8_t *p,
     return OPCOMMS_OK;
 }
 
-OPC__FN void opc__ram_copy(const opc__ram_msg *m, uint64_t offset, uint8_t *buf, size_t len,
+OPC__FN void opc__ram_copy(const opc__ram_cell *c, uint64_t offset, uint8_t *buf, size_t len,
                            size_t *got) {
-    const opc__ram_block *b = m->first;
+    const opc__ram_block *b = c->first;
     size_t at = 0;
-    while (b != NULL && offset >= b->len) {
+    *got = 0;
+    if (offset >= c->bytes) return;
+    if (len > c->bytes - offset) len = (size_t)(c->bytes - offset);
+    if (offset < OPC__RAM_INLINE) {
+        at = OPC__RAM_INLINE - (size_t)offset;
+        if (at > len) at = len;
+        memcpy(buf, c->data + offset, at);
+        offset = 0;
+    } else {
+        offset -= OPC__RAM_INLINE;
+    }
+    while (at < len && b != NULL && offset >= b->len) {
         offset -= b->len;
         b = b->next;
     }
-    while (b != NULL && at < len) {
+    while (at < len && b != NULL) {
         size_t some = b->len - (size_t)offset;
         if (some > len - at) some = len - at;
         memcpy(buf + at, b->data + offset, some);
@@ -7206,53 +7371,86 @@ OPC__FN opcomms_err opc__ram_peek(opc__store *s, uint32_t put, uint64_t offset, 
                                   size_t len, size_t *got) {
     opc__ram *r = (opc__ram *)(void *)s;
     OPCOMMS_ASSERT(put < r->puts_max);
-    opc__ram_copy(&r->put[put], offset, buf, len, got);
+    OPCOMMS_ASSERT(r->put[put] != OPC__RAM_NONE);
+    opc__ram_copy(opc__ram_at(r, r->put[put]), offset, buf, len, got);
     return OPCOMMS_OK;
 }
 
 OPC__FN void opc__ram_abort(opc__store *s, uint32_t put) {
     opc__ram *r = (opc__ram *)(void *)s;
-    opc__ram_blocks_free(r, &r->put[put]);
-    r->put[put].used = 0;
+    OPCOMMS_ASSERT(put < r->puts_max);
+    if (r->put[put] == OPC__RAM_NONE) return;
+    opc__ram_drop(r, r->put[put]);
+    r->put[put] = OPC__RAM_NONE;
+}
+
+/* Everything that a head holds. */
+OPC__FN int opc__ram_head_fits(const opc__ram_head *h, const opc__msg_meta *m) {
+    const opc__msg_meta *a = &h->meta;
+    return a->kind == m->kind && a->from_id == m->from_id && a->dest_id == m->dest_id &&
+           a->flags == m->flags && a->stream == m->stream && a->level == m->level &&
+           a->options == m->options && a->dest_len == m->dest_len &&
+           a->context_len == m->context_len && a->attempts_max == m->attempts_max &&
+           a->expires_s == m->expires_s && a->epoch.counter == m->epoch.counter &&
+           a->epoch.random == m->epoch.random && a->address.family == m->address.family &&
+           a->address.port == m->address.port &&
+           memcmp(a->address.ip, m->address.ip, sizeof a->address.ip) == 0 &&
+           memcmp(a->from, m->from, 32) == 0 && memcmp(a->server, m->server, 32) == 0 &&
+           (m->dest_len == 0 || memcmp(a->dest, m->dest, m->dest_len) == 0) &&
+           (m->context_len == 0 || memcmp(a->context, m->context, m->context_len) == 0);
+}
+
+/* The head for a message; NULL: out of memory. */
+OPC__FN opc__ram_head *opc__ram_head_get(opc__ram *r, const opc__msg_meta *m) {
+    uint32_t place = (m->from[0] ^ m->server[0] ^ m->from_id ^ (m->dest_id * 5u) ^ m->dest_len ^
+                      (m->dest_len > 0 ? m->dest[m->dest_len - 1u] : 0u)) % OPC__RAM_HEADS;
+    opc__ram_head *h = r->heads[place];
+    if (h == NULL || !opc__ram_head_fits(h, m)) {
+        h = (opc__ram_head *)opc__mem_raw(r->mem, offsetof(opc__ram_head, text) + 1u +
+                                                      m->dest_len + m->context_len);
+        if (h == NULL) return NULL;
+        h->refs = 0;
+        h->place = place;
+        h->meta = *m;
+        h->meta.dest = h->text;
+        h->meta.context = h->text + m->dest_len;
+        if (m->dest_len > 0) memcpy(h->text, m->dest, m->dest_len);
+        if (m->context_len > 0) memcpy(h->text + m->dest_len, m->context, m->context_len);
+        r->heads[place] = h;
+    }
+    h->refs++;
+    return h;
 }
 
 OPC__FN opcomms_err opc__ram_commit(opc__store *s, uint32_t put, const opc__msg_meta *meta,
                                     uint64_t *uid, uint64_t *ref, uint64_t *position) {
     opc__ram *r = (opc__ram *)(void *)s;
-    opc__ram_msg *m;
+    opc__ram_cell *c;
+    OPCOMMS_ASSERT(put < r->puts_max);
+    OPCOMMS_ASSERT(r->put[put] != OPC__RAM_NONE);
     if (meta->dest_len > 1024u || meta->context_len > OPC__CONTEXT_MAX) return OPCOMMS_E_LIMIT;
-    m = (opc__ram_msg *)opc__mem_alloc(r->mem, opc__ram_msg_bytes(meta));
-    if (m == NULL) return OPCOMMS_E_NOMEM;
-    memcpy(m, &r->put[put], offsetof(opc__ram_msg, dest));
-    memset(&r->put[put], 0, sizeof r->put[put]);
-    m->meta = *meta;
-    m->meta.uid = ++r->uid;
-    if (meta->dest_len > 0) memcpy(m->dest, meta->dest, meta->dest_len);
-    if (meta->context_len > 0) memcpy(m->dest + meta->dest_len, meta->context, meta->context_len);
-    m->meta.dest = m->dest;
-    m->meta.context = m->dest + meta->dest_len;
-    m->next = r->bucket[m->meta.uid % OPC__RAM_BUCKETS];
-    r->bucket[m->meta.uid % OPC__RAM_BUCKETS] = m;
-    *uid = m->meta.uid;
-    *ref = m->meta.uid;
+    c = opc__ram_at(r, r->put[put]);
+    c->head = opc__ram_head_get(r, meta);
+    if (c->head == NULL) return OPCOMMS_E_NOMEM;
+    c->uid = ++r->uid;
+    c->wire_bytes = meta->wire_bytes;
+    c->number = meta->number;
+    c->u.time_s = meta->time_s;
+    *uid = c->uid;
+    *ref = (c->uid & 0xffffffffu) << 32 | r->put[put];
     *position = ++r->position;
+    r->put[put] = OPC__RAM_NONE;
+    r->puts_turn = put;
     return OPCOMMS_OK;
 }
 
-OPC__FN opc__ram_msg **opc__ram_find(opc__ram *r, uint64_t ref) {
-    opc__ram_msg **at = &r->bucket[ref % OPC__RAM_BUCKETS];
-    while (*at != NULL && (*at)->meta.uid != ref) at = &(*at)->next;
-    return at;
-}
+/* ---- stored ---- */
 
 OPC__FN opcomms_err opc__ram_ack(opc__store *s, uint64_t ref, uint64_t uid, uint64_t *position) {
     opc__ram *r = (opc__ram *)(void *)s;
-    opc__ram_msg **at = opc__ram_find(r, ref), *m = *at;
     (void)uid;
-    if (m == NULL) return OPCOMMS_E_NOT_FOUND;
-    *at = m->next;
-    opc__ram_blocks_free(r, m);
-    opc__mem_free(r->mem, m, opc__ram_msg_bytes(&m->meta));
+    if (opc__ram_find(r, ref) == NULL) return OPCOMMS_E_NOT_FOUND;
+    opc__ram_drop(r, (uint32_t)ref);
     *position = ++r->position;
     return OPCOMMS_OK;
 }
@@ -7286,23 +7484,28 @@ OPC__FN void opc__ram_epoch(opc__store *s, opc__epoch *out) {
 
 OPC__FN opcomms_err opc__ram_meta(opc__store *s, uint64_t ref, opc__msg_meta *out, uint8_t *dest,
                                   uint8_t *context) {
-    opc__ram_msg *m = *opc__ram_find((opc__ram *)(void *)s, ref);
-    if (m == NULL) return OPCOMMS_E_NOT_FOUND;
-    *out = m->meta;
-    memcpy(dest, m->dest, m->meta.dest_len);
+    const opc__ram_cell *c = opc__ram_find((opc__ram *)(void *)s, ref);
+    const opc__msg_meta *m;
+    if (c == NULL) return OPCOMMS_E_NOT_FOUND;
+    m = &c->head->meta;
+    *out = *m;
+    out->uid = c->uid;
+    out->bytes = c->bytes;
+    out->wire_bytes = c->wire_bytes;
+    out->number = c->number;
+    out->time_s = c->u.time_s;
+    if (m->dest_len > 0) memcpy(dest, m->dest, m->dest_len);
     out->dest = dest;
-    if (context != NULL && m->meta.context_len > 0) {
-        memcpy(context, m->meta.context, m->meta.context_len);
-    }
+    if (context != NULL && m->context_len > 0) memcpy(context, m->context, m->context_len);
     out->context = context;
     return OPCOMMS_OK;
 }
 
 OPC__FN opcomms_err opc__ram_read(opc__store *s, uint64_t ref, uint64_t offset, uint8_t *buf,
                                   size_t len, size_t *got) {
-    opc__ram_msg *m = *opc__ram_find((opc__ram *)(void *)s, ref);
-    if (m == NULL) return OPCOMMS_E_NOT_FOUND;
-    opc__ram_copy(m, offset, buf, len, got);
+    const opc__ram_cell *c = opc__ram_find((opc__ram *)(void *)s, ref);
+    if (c == NULL) return OPCOMMS_E_NOT_FOUND;
+    opc__ram_copy(c, offset, buf, len, got);
     return OPCOMMS_OK;
 }
 
@@ -7339,15 +7542,14 @@ OPC__FN void opc__ram_space(opc__store *s, opc__space *out) {
 OPC__FN opcomms_err opc__ram_close(opc__store *s) {
     opc__ram *r = (opc__ram *)(void *)s;
     uint32_t i;
-    for (i = 0; i < r->puts_max; i++) opc__ram_blocks_free(r, &r->put[i]);
-    for (i = 0; i < OPC__RAM_BUCKETS; i++) {
-        while (r->bucket[i] != NULL) {
-            opc__ram_msg *m = r->bucket[i];
-            r->bucket[i] = m->next;
-            opc__ram_blocks_free(r, m);
-            opc__mem_free(r->mem, m, opc__ram_msg_bytes(&m->meta));
+    for (i = 0; i < r->puts_max; i++) opc__ram_abort(s, i);
+    for (i = 0; i < r->pages_cap * OPC__RAM_CELLS; i++) {
+        if (r->page[i / OPC__RAM_CELLS] != NULL && opc__ram_at(r, i)->uid != 0) {
+            opc__ram_drop(r, i);
         }
     }
+    for (i = 0; i < r->pages_cap; i++) opc__mem_free(r->mem, r->page[i], sizeof **r->page);
+    opc__mem_free(r->mem, r->page, r->pages_cap * sizeof *r->page);
     opc__mem_free(r->mem, r->put, (size_t)r->puts_max * sizeof *r->put);
     opc__mem_free(r->mem, r, sizeof *r);
     return OPCOMMS_OK;
@@ -7364,13 +7566,16 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
         opc__ram_note, opc__ram_epoch, opc__ram_compact, opc__ram_space, opc__ram_backup,
     };
     opc__ram *r = (opc__ram *)opc__mem_alloc(mem, sizeof *r);
+    uint32_t i;
     if (r == NULL) return OPCOMMS_E_NOMEM;
-    r->put = (opc__ram_msg *)opc__mem_array(mem, puts_max, sizeof *r->put);
+    r->put = (uint32_t *)opc__mem_array(mem, puts_max, sizeof *r->put);
     if (r->put == NULL) {
         opc__mem_free(mem, r, sizeof *r);
         return OPCOMMS_E_NOMEM;
     }
+    for (i = 0; i < puts_max; i++) r->put[i] = OPC__RAM_NONE;
     r->base.c = &c;
+    r->partial = OPC__RAM_NONE;
     r->mem = mem;
     r->puts_max = puts_max;
     r->bytes_max = bytes_max;
