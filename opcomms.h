@@ -14245,9 +14245,11 @@ OPC__FN uint64_t opc__items_ref(const opc__items *t, uint32_t i) {
 }
 
 /* Linear hashing (Litwin 1980): the table grows by one bucket at a time, each new one taking what
-   is its own from one old one, so that no call rehashes everything. */
+   is its own from one old one, so that no call rehashes everything. Numbers ascend one by one, and
+   come and go in this order: those that follow each other lie side by side. */
 OPC__FN uint32_t *opc__items_bucket(const opc__items *t, uint64_t uid, uint32_t split) {
-    uint32_t h = (uint32_t)((uid * 0x9e3779b97f4a7c15u) >> 32), mask = split - 1;
+    uint32_t h = (uint32_t)uid + (uint32_t)(((uid >> 10) * 0x9e3779b97f4a7c15u) >> 32);
+    uint32_t mask = split - 1;
     OPCOMMS_ASSERT(split > 0);
     mask |= mask >> 1;
     mask |= mask >> 2;
