@@ -1135,13 +1135,19 @@ typedef struct opcomms_log_report {
     uint64_t bad_bytes;    /* in them */
     uint64_t tail_bytes;   /* of unfinished writes: opening cuts them off, which is no damage */
     uint64_t batches;      /* valid ones */
-    uint64_t messages;     /* stored, also those acknowledged since */
-    uint64_t acknowledged;
-    uint64_t unread;       /* neither acknowledged nor broken */
+    uint64_t messages;     /* stored, of any kind, also those that are over since */
+    uint64_t acknowledged; /* that are over: received and acknowledged; queued and delivered,
+                              cancelled or taken from the dead letters */
+    uint64_t unread;       /* received, neither acknowledged nor broken */
     uint64_t unread_bytes; /* their payload */
-    uint64_t salvaged;     /* of the unread: in a bad part, but valid themselves */
-    uint64_t broken;       /* not acknowledged, and their payload is damaged */
+    uint64_t salvaged;     /* not over, in a bad part, but valid themselves */
+    uint64_t broken;       /* not over, and their payload is damaged */
     uint64_t number_last;  /* the highest number of a message that is taken */
+    uint64_t queued;       /* to be sent */
+    uint64_t queued_bytes; /* their payload */
+    uint64_t dead_letters;
+    uint64_t dead_letter_bytes; /* their payload */
+    uint64_t notes;             /* small records of the peer: numbers seen, openings, and so on */
 } opcomms_log_report;
 
 #define OPCOMMS_REPORT_IN_USE 1u /* a peer has it open now: the numbers are of one moment */
@@ -1157,10 +1163,14 @@ typedef struct opcomms_log_report {
 OPCOMMS_API opcomms_err opcomms_log_verify(const char *path, opcomms_log_report *report,
                                            opcomms_error *err);
 
-#define OPCOMMS_ENTRY_UNREAD 0u
-#define OPCOMMS_ENTRY_ACKNOWLEDGED 1u
-#define OPCOMMS_ENTRY_SALVAGED 2u /* unread; in a bad part, but valid itself */
-#define OPCOMMS_ENTRY_BROKEN 3u   /* not acknowledged; its payload is damaged */
+#define OPCOMMS_ENTRY_UNREAD 0u       /* or queued, or a dead letter: see kind */
+#define OPCOMMS_ENTRY_ACKNOWLEDGED 1u /* it is over */
+#define OPCOMMS_ENTRY_SALVAGED 2u     /* not over; in a bad part, but valid itself */
+#define OPCOMMS_ENTRY_BROKEN 3u       /* not over; its payload is damaged */
+
+#define OPCOMMS_ENTRY_RECEIVED 0u
+#define OPCOMMS_ENTRY_QUEUED 1u
+#define OPCOMMS_ENTRY_DEAD_LETTER 2u
 
 /* A message in a log. Pointers are valid during the call that tells of it. */
 typedef struct opcomms_log_entry {
@@ -1175,6 +1185,13 @@ typedef struct opcomms_log_entry {
     size_t to_len;
     uint8_t to_id;
     void *handle; /* for opcomms_log_entry_read */
+    uint32_t kind;     /* OPCOMMS_ENTRY_RECEIVED, _QUEUED or _DEAD_LETTER */
+    uint32_t attempts; /* to deliver it, so far */
+    int32_t code;      /* an opcomms_err: why the last one failed */
+    char server[65];   /* hash of the key it is to be delivered to; empty: received */
+    int64_t dead_s;    /* since when it is a dead letter */
+    const void *context; /* what opcomms_enqueue was given with it */
+    size_t context_len;
 } opcomms_log_entry;
 
 /* Told of one message; anything but 0 ends the listing. */
@@ -1192,10 +1209,12 @@ OPCOMMS_API opcomms_err opcomms_log_entry_read(const opcomms_log_entry *entry, u
                                                void *buf, size_t len, size_t *got);
 
 /* Salvages a log into a new one at `out_path`, in the same format for the same key: every message
-   that is unread and whose checksums are right, from valid batches and from within damaged ones,
-   under its own number. The old file is not changed. Not taken along: acknowledged messages, and
-   those that are broken (report->broken). A message whose acknowledgement lay in a damaged part
-   comes again. The new log appears under its name when it is complete, synced and checked. The old
+   that is unread, queued or a dead letter and whose checksums are right, from valid batches and
+   from within damaged ones, under its own number; and from valid batches what else the peer has to
+   know, such as the numbers of messages it had seen. The old file is not changed. Not taken along:
+   the payload of messages that are over, and messages that are broken (report->broken). A message
+   whose acknowledgement lay in a damaged part comes again; one whose failure lay there is queued
+   as before. The new log appears under its name when it is complete, synced and checked. The old
    one is locked meanwhile: OPCOMMS_E_IN_USE when a peer has it open, or when out_path exists.
    OPCOMMS_E_LOG_DAMAGED: both copies of its header are gone. OPCOMMS_E_LOG_VERSION: it holds what
    only a newer version understands; OPCOMMS_E_LIMIT: a message beyond OPCOMMS_MAX_FRAME;
@@ -8710,7 +8729,6 @@ OPC__FN void opc__log_copy_free(opc__log *l) {
 
 /* Gives a copy up; while a flush runs that may be busy with it, at its end. */
 OPC__FN void opc__log_copy_drop(opc__log *l) {
-    uint32_t i;
     int os = 0;
     if (l->copy == NULL) return;
     l->copy->dead = 1;
@@ -8729,9 +8747,6 @@ OPC__FN void opc__log_copy_drop(opc__log *l) {
     opc__log_copy_free(l);
     /* Left behind, it is removed by the next opening; it is never taken for the log. */
     (void)l->plat->file_remove(l->plat->user, l->dir, opc__log_new_name(l), &os);
-    for (i = 0; i < l->puts_max; i++) {
-        if (l->put[i] != NULL) l->put[i]->moved = 0;
-    }
     l->retry_us = l->plat->now_us(l->plat->user) + OPC__LOG_RETRY_US;
     if (l->owner.switched != NULL) l->owner.switched(l->owner.user, 0);
 }
@@ -9036,8 +9051,12 @@ OPC__FN opcomms_err opc__log_copy_file(opc__log *l, opc__log_copy *k, const char
 OPC__FN opcomms_err opc__log_copy_begin(opc__log *l, const char *path) {
     opc__log_copy *k = (opc__log_copy *)opc__mem_alloc(l->mem, sizeof *k);
     opcomms_err rc = OPCOMMS_E_NOMEM;
+    uint32_t i;
     l->copy = k;
     if (k == NULL) return rc;
+    for (i = 0; i < l->puts_max; i++) { /* of a copy that was given up */
+        if (l->put[i] != NULL) l->put[i]->moved = 0;
+    }
     k->file = k->dir = OPCOMMS_NO_HANDLE;
     k->backup = path != NULL;
     k->in_cap = l->cap;
@@ -9833,9 +9852,17 @@ OPC__FN opcomms_err opc__log_open(const opc__log_options *o, opc__store **out,
 
 /* >>look ==== L2 ==== a log read without its peer: verified, listed, salvaged into a new one */
 
-/* The index is a row of keys, (message number - 1) * 4 + kind, and beside each where its message
-   lies; 2^62 is the highest number. Sorted, all that is known of a message stands together, and the
-   best copy of several first. */
+/* A row of keys, and beside each a place in the file. */
+typedef struct opc__look_list {
+    uint64_t *key;
+    uint64_t *ref;
+    size_t count;
+    size_t cap;
+} opc__look_list;
+
+/* The index: its keys are (message number - 1) * 4 + kind, its places where the message lies; 2^62
+   is the highest number. Sorted, all that is known of a message stands together, and the best copy
+   of several first. */
 enum {
     OPC__LOOK_ACKED = 0,  /* an acknowledgement; in the end: an acknowledged message */
     OPC__LOOK_WHOLE = 1,  /* in a valid batch */
@@ -9847,10 +9874,9 @@ typedef struct opc__look {
     opc__mem *mem;
     opc__log *log; /* only to read with */
     opc__log_scan c;
-    uint64_t *key;
-    uint64_t *ref;
-    size_t count;
-    size_t cap;
+    opc__look_list m;     /* the index */
+    opc__look_list tried; /* by number: operations of type 6 and 7 */
+    opc__store *notes_to; /* a salvage: where notes are copied to */
     int all;        /* the acknowledged stay in the index */
     int newer;      /* it holds what only a newer version understands */
     int larger;     /* and a message that only a larger OPCOMMS_MAX_FRAME has room for */
@@ -9858,37 +9884,108 @@ typedef struct opc__look {
     opcomms_log_report r;
 } opc__look;
 
-OPC__FN int opc__look_less(const opc__look *k, size_t a, size_t b) {
-    return k->key[a] != k->key[b] ? k->key[a] < k->key[b] : k->ref[a] < k->ref[b];
+OPC__FN int opc__look_less(const opc__look_list *m, size_t a, size_t b) {
+    return m->key[a] != m->key[b] ? m->key[a] < m->key[b] : m->ref[a] < m->ref[b];
 }
 
-OPC__FN void opc__look_swap(opc__look *k, size_t a, size_t b) {
-    uint64_t key = k->key[a], ref = k->ref[a];
-    k->key[a] = k->key[b];
-    k->ref[a] = k->ref[b];
-    k->key[b] = key;
-    k->ref[b] = ref;
+OPC__FN void opc__look_swap(opc__look_list *m, size_t a, size_t b) {
+    uint64_t key = m->key[a], ref = m->ref[a];
+    m->key[a] = m->key[b];
+    m->ref[a] = m->ref[b];
+    m->key[b] = key;
+    m->ref[b] = ref;
 }
 
 /* Entry i of a heap of n sinks to its place. */
-OPC__FN void opc__look_sink(opc__look *k, size_t i, size_t n) {
+OPC__FN void opc__look_sink(opc__look_list *m, size_t i, size_t n) {
     for (;;) {
         size_t child = 2 * i + 1;
         if (child >= n) return;
-        if (child + 1 < n && opc__look_less(k, child, child + 1)) child++;
-        if (!opc__look_less(k, i, child)) return;
-        opc__look_swap(k, i, child);
+        if (child + 1 < n && opc__look_less(m, child, child + 1)) child++;
+        if (!opc__look_less(m, i, child)) return;
+        opc__look_swap(m, i, child);
         i = child;
     }
 }
 
-OPC__FN void opc__look_sort(opc__look *k) {
+OPC__FN void opc__look_sort(opc__look_list *m) {
     size_t i;
-    for (i = k->count / 2; i > 0; i--) opc__look_sink(k, i - 1, k->count);
-    for (i = k->count; i > 1; i--) {
-        opc__look_swap(k, 0, i - 1);
-        opc__look_sink(k, 0, i - 1);
+    for (i = m->count / 2; i > 0; i--) opc__look_sink(m, i - 1, m->count);
+    for (i = m->count; i > 1; i--) {
+        opc__look_swap(m, 0, i - 1);
+        opc__look_sink(m, 0, i - 1);
     }
+}
+
+OPC__FN opcomms_err opc__look_grow(opc__mem *mem, opc__look_list *m) {
+    size_t cap = m->cap == 0 ? 1024 : 2 * m->cap;
+    uint64_t *key = (uint64_t *)opc__mem_array(mem, cap, 8);
+    uint64_t *ref = key == NULL ? NULL : (uint64_t *)opc__mem_array(mem, cap, 8);
+    if (ref == NULL) {
+        opc__mem_free(mem, key, cap * 8);
+        return OPCOMMS_E_NOMEM;
+    }
+    if (m->count > 0) {
+        memcpy(key, m->key, m->count * 8);
+        memcpy(ref, m->ref, m->count * 8);
+    }
+    opc__mem_free(mem, m->key, m->cap * 8);
+    opc__mem_free(mem, m->ref, m->cap * 8);
+    m->key = key;
+    m->ref = ref;
+    m->cap = cap;
+    return OPCOMMS_OK;
+}
+
+OPC__FN void opc__look_free(opc__mem *mem, opc__look_list *m) {
+    opc__mem_free(mem, m->key, m->cap * 8);
+    opc__mem_free(mem, m->ref, m->cap * 8);
+    memset(m, 0, sizeof *m);
+}
+
+/* Of the attempts on a message only the last one counts. */
+OPC__FN void opc__look_last_tries(opc__look_list *m) {
+    size_t i, n = 0;
+    opc__look_sort(m);
+    for (i = 0; i < m->count; i++) {
+        if (i + 1 < m->count && m->key[i + 1] == m->key[i]) continue;
+        m->key[n] = m->key[i];
+        m->ref[n++] = m->ref[i];
+    }
+    m->count = n;
+}
+
+OPC__FN opcomms_err opc__look_try(opc__look *k, uint64_t uid, uint64_t ref) {
+    opc__look_list *m = &k->tried;
+    if (m->count == m->cap) {
+        if (m->cap > 0) opc__look_last_tries(m);
+        if (m->count >= m->cap / 2) {
+            opcomms_err rc = opc__look_grow(k->mem, m);
+            if (rc != OPCOMMS_OK) return rc;
+        }
+    }
+    m->key[m->count] = uid;
+    m->ref[m->count++] = ref;
+    return OPCOMMS_OK;
+}
+
+/* The description of a message, with what became of it. Its dest lies in the head. */
+OPC__FN opcomms_err opc__look_meta(opc__look *k, uint64_t ref, opc__msg_meta *out) {
+    const opc__look_list *t = &k->tried;
+    size_t lo = 0, hi = t->count;
+    opcomms_err rc = opc__log_head(k->log, ref);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__log_meta_of(k->log, k->log->head_type, k->log->head, out);
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+        if (t->key[mid] < out->uid) {
+            lo = mid + 1;
+        } else {
+            hi = mid;
+        }
+    }
+    if (out->kind != OPC__KIND_OUT || lo == t->count || t->key[lo] != out->uid) return OPCOMMS_OK;
+    return opc__log_state(k->log, t->ref[lo], out);
 }
 
 /* Reads the whole payload of a message. OPCOMMS_E_LOG_DAMAGED: it is not what was stored. */
@@ -9919,17 +10016,23 @@ OPC__FN opcomms_err opc__look_payload(opc__look *k, uint64_t ref, uint64_t *byte
 OPC__FN opcomms_err opc__look_choose(opc__look *k, size_t i, size_t end, uint64_t *key,
                                      uint64_t *ref) {
     uint64_t bytes = 0;
-    *key = (k->key[i] & ~(uint64_t)3) | OPC__LOOK_BROKEN;
-    *ref = k->ref[i];
+    *key = (k->m.key[i] & ~(uint64_t)3) | OPC__LOOK_BROKEN;
+    *ref = k->m.ref[i];
     for (; i < end; i++) {
-        opcomms_err rc = opc__look_payload(k, k->ref[i], &bytes);
+        opc__msg_meta m;
+        opcomms_err rc = opc__look_payload(k, k->m.ref[i], &bytes);
+        if (rc == OPCOMMS_OK) rc = opc__look_meta(k, k->m.ref[i], &m);
         if (rc == OPCOMMS_E_LOG_DAMAGED) continue;
         if (rc != OPCOMMS_OK) return rc;
-        *key = k->key[i];
-        *ref = k->ref[i];
-        k->r.unread++;
-        k->r.unread_bytes += bytes;
-        k->r.salvaged += (k->key[i] & 3u) == OPC__LOOK_FOUND;
+        *key = k->m.key[i];
+        *ref = k->m.ref[i];
+        *(m.kind == OPC__KIND_IN    ? &k->r.unread
+          : m.kind == OPC__KIND_OUT ? &k->r.queued
+                                    : &k->r.dead_letters) += 1;
+        *(m.kind == OPC__KIND_IN    ? &k->r.unread_bytes
+          : m.kind == OPC__KIND_OUT ? &k->r.queued_bytes
+                                    : &k->r.dead_letter_bytes) += bytes;
+        k->r.salvaged += (k->m.key[i] & 3u) == OPC__LOOK_FOUND;
         return OPCOMMS_OK;
     }
     k->r.broken++;
@@ -9940,68 +10043,49 @@ OPC__FN opcomms_err opc__look_choose(opc__look *k, size_t i, size_t end, uint64_
    whose acknowledgement is known go, to make room. */
 OPC__FN opcomms_err opc__look_settle(opc__look *k, int last) {
     size_t i, n = 0, end;
-    opc__look_sort(k);
-    for (i = 0; i < k->count; i = end) {
+    opc__look_sort(&k->m);
+    if (last) opc__look_last_tries(&k->tried);
+    for (i = 0; i < k->m.count; i = end) {
         size_t acks = 0;
-        for (end = i; end < k->count && k->key[end] >> 2 == k->key[i] >> 2; end++) {
-            acks += (k->key[end] & 3u) == OPC__LOOK_ACKED;
+        for (end = i; end < k->m.count && k->m.key[end] >> 2 == k->m.key[i] >> 2; end++) {
+            acks += (k->m.key[end] & 3u) == OPC__LOOK_ACKED;
         }
         if (acks > 0 && acks < end - i) {
             k->r.messages++;
             k->r.acknowledged++;
             if (k->all) {
-                uint64_t ref = k->ref[i + acks];
-                k->key[n] = k->key[i];
-                k->ref[n++] = ref;
+                uint64_t ref = k->m.ref[i + acks];
+                k->m.key[n] = k->m.key[i];
+                k->m.ref[n++] = ref;
             }
         } else if (!last) {
             for (; i < end; i++) {
-                k->key[n] = k->key[i];
-                k->ref[n++] = k->ref[i];
+                k->m.key[n] = k->m.key[i];
+                k->m.ref[n++] = k->m.ref[i];
             }
         } else if (acks == 0) {
             uint64_t key = 0, ref = 0;
             opcomms_err rc = opc__look_choose(k, i, end, &key, &ref);
             if (rc != OPCOMMS_OK) return rc;
             k->r.messages++;
-            k->key[n] = key;
-            k->ref[n++] = ref;
+            k->m.key[n] = key;
+            k->m.ref[n++] = ref;
         }
     }
-    k->count = n;
-    return OPCOMMS_OK;
-}
-
-OPC__FN opcomms_err opc__look_grow(opc__look *k) {
-    size_t cap = k->cap == 0 ? 1024 : 2 * k->cap;
-    uint64_t *key = (uint64_t *)opc__mem_array(k->mem, cap, 8);
-    uint64_t *ref = key == NULL ? NULL : (uint64_t *)opc__mem_array(k->mem, cap, 8);
-    if (ref == NULL) {
-        opc__mem_free(k->mem, key, cap * 8);
-        return OPCOMMS_E_NOMEM;
-    }
-    if (k->count > 0) {
-        memcpy(key, k->key, k->count * 8);
-        memcpy(ref, k->ref, k->count * 8);
-    }
-    opc__mem_free(k->mem, k->key, k->cap * 8);
-    opc__mem_free(k->mem, k->ref, k->cap * 8);
-    k->key = key;
-    k->ref = ref;
-    k->cap = cap;
+    k->m.count = n;
     return OPCOMMS_OK;
 }
 
 OPC__FN opcomms_err opc__look_add(opc__look *k, uint64_t uid, unsigned kind, uint64_t ref) {
     opcomms_err rc = OPCOMMS_OK;
     if (uid == 0 || uid > OPC__LOG_UID_MAX) return OPCOMMS_OK; /* never given out */
-    if (k->count == k->cap) {
-        if (k->cap > 0 && !k->all) rc = opc__look_settle(k, 0);
-        if (rc == OPCOMMS_OK && k->count >= k->cap / 2) rc = opc__look_grow(k);
+    if (k->m.count == k->m.cap) {
+        if (k->m.cap > 0 && !k->all) rc = opc__look_settle(k, 0);
+        if (rc == OPCOMMS_OK && k->m.count >= k->m.cap / 2) rc = opc__look_grow(k->mem, &k->m);
         if (rc != OPCOMMS_OK) return rc;
     }
-    k->key[k->count] = (uid - 1) << 2 | kind;
-    k->ref[k->count++] = ref;
+    k->m.key[k->m.count] = (uid - 1) << 2 | kind;
+    k->m.ref[k->m.count++] = ref;
     if (uid > k->floor) k->floor = uid;
     return OPCOMMS_OK;
 }
@@ -10010,6 +10094,14 @@ OPC__FN opcomms_err opc__look_add(opc__look *k, uint64_t uid, unsigned kind, uin
 OPC__FN opcomms_err opc__look_op(opc__look *k, unsigned type, const uint8_t *body, uint32_t n,
                                  uint64_t ref) {
     size_t len;
+    if (k->notes_to != NULL) { /* all else is known */
+        uint8_t *b = NULL;
+        opcomms_err rc;
+        if (!opc__log_is_note(type)) return OPCOMMS_OK;
+        rc = opc__log_op(opc__log_of(k->notes_to), type, n, OPC__LOG_ANY, &b, &ref);
+        if (rc == OPCOMMS_OK && n > 0) memcpy(b, body, n);
+        return rc;
+    }
     switch (type) {
     case OPC__OP_MESSAGE:
     case OPC__OP_QUEUED:
@@ -10026,7 +10118,8 @@ OPC__FN opcomms_err opc__look_op(opc__look *k, unsigned type, const uint8_t *bod
         if (n != (type == OPC__OP_ACK ? 8u : 16u)) return OPCOMMS_E_LOG_DAMAGED;
         return opc__look_add(k, opc__buf_be64(body), OPC__LOOK_ACKED, 0);
     case OPC__OP_FAILED:
-    case OPC__OP_DEAD: return n == 32 ? OPCOMMS_OK : OPCOMMS_E_LOG_DAMAGED;
+    case OPC__OP_DEAD:
+        return n == 32 ? opc__look_try(k, opc__buf_be64(body), ref) : OPCOMMS_E_LOG_DAMAGED;
     case OPC__OP_CHECKPOINT:
         if (n < 8 || opc__buf_be64(body) > OPC__LOG_UID_MAX) return OPCOMMS_E_LOG_DAMAGED;
         if (opc__buf_be64(body) > k->floor) k->floor = opc__buf_be64(body);
@@ -10035,7 +10128,10 @@ OPC__FN opcomms_err opc__look_op(opc__look *k, unsigned type, const uint8_t *bod
     default: break;
     }
     if (type == OPC__NOTE_OPENED && n < OPC__LOG_OPENED) return OPCOMMS_E_LOG_DAMAGED;
-    if (opc__log_is_note(type)) return OPCOMMS_OK;
+    if (opc__log_is_note(type)) {
+        k->r.notes++;
+        return OPCOMMS_OK;
+    }
     if (type >= OPC__LOG_OP_MUST) return OPCOMMS_E_LOG_VERSION;
     k->newer = 1;
     return OPCOMMS_OK;
@@ -10151,7 +10247,7 @@ OPC__FN opcomms_err opc__look_survey(opc__look *k, uint64_t limit) {
         k->r.bad_parts++;
         k->r.bad_bytes += next - at;
         /* A batch older than the one before it was cut off once: nobody was shown what is in it. */
-        rc = older ? OPCOMMS_OK : opc__look_pick(k, at, next);
+        rc = older || k->notes_to != NULL ? OPCOMMS_OK : opc__look_pick(k, at, next);
         if (rc != OPCOMMS_OK) return rc;
         at = next;
     }
@@ -10159,8 +10255,8 @@ OPC__FN opcomms_err opc__look_survey(opc__look *k, uint64_t limit) {
 }
 
 OPC__FN void opc__look_close(opc__look *k) {
-    opc__mem_free(k->mem, k->key, k->cap * 8);
-    opc__mem_free(k->mem, k->ref, k->cap * 8);
+    opc__look_free(k->mem, &k->m);
+    opc__look_free(k->mem, &k->tried);
     opc__log_index_free(k->mem, &k->c, 0);
     opc__mem_free(k->mem, k->c.buf, k->c.buf_cap);
     if (k->log != NULL) opc__log_free(k->log);
@@ -10180,6 +10276,7 @@ OPC__FN opcomms_err opc__look_open(opc__look *k, const opcomms_platform *plat, o
     opcomms_err rc = opc__plat_split(path, dir, sizeof dir, &name);
     memset(k, 0, sizeof *k);
     k->mem = mem;
+    k->all = lock; /* a salvage: what is over has something to say too */
     if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, "log path");
     opc__text_init(&t, beside, sizeof beside);
     opc__text_str(&t, name);
@@ -10258,7 +10355,7 @@ OPC__FN opcomms_err opc__look_run(opc__look *k, int whole, opcomms_error *err) {
     if (rc2 == OPCOMMS_OK) rc2 = opc__look_settle(k, 1);
     if (rc2 == OPCOMMS_E_LIMIT && rc == OPCOMMS_E_LOG_DAMAGED) {
         k->larger = 1;
-        k->count = 0;
+        k->m.count = 0;
         return rc;
     }
     if (rc2 != OPCOMMS_OK) return opc__err_set(err, rc2, 0, "log: cannot be read");
@@ -10278,7 +10375,7 @@ OPC__FN opcomms_err opc__look_read(opc__look *k, const opcomms_platform *plat, o
     for (tries = 0;; tries++) {
         opcomms_err rc = opc__look_open(k, plat, mem, path, 0, err);
         if (rc != OPCOMMS_OK) return rc;
-        k->all = all;
+        k->all |= all;
         rc = opc__look_run(k, 0, err);
         if (rc != OPCOMMS_E_LOG_DAMAGED || !(k->r.flags & OPCOMMS_REPORT_IN_USE)) return rc;
         if (tries == 5 || (k->r.bad_at != 0 && k->r.bad_at == bad_at)) return rc;
@@ -10287,18 +10384,37 @@ OPC__FN opcomms_err opc__look_read(opc__look *k, const opcomms_platform *plat, o
     }
 }
 
-/* One message into the new log, under its old number. */
-OPC__FN opcomms_err opc__look_copy(opc__look *k, opc__store *to, uint64_t ref) {
+/* What became of a message, into the new log. */
+OPC__FN opcomms_err opc__look_copy_state(opc__store *to, const opc__msg_meta *m) {
+    uint64_t unused = 0;
+    opc__try t;
+    memset(&t, 0, sizeof t);
+    t.uid = m->uid;
+    t.attempts = m->attempts;
+    t.code = m->code;
+    t.tried = m->tried;
+    t.dead = m->kind == OPC__KIND_DEAD;
+    t.time_s = m->dead_s;
+    return to->c->tried(to, &t, &unused);
+}
+
+/* One message into the new log, under its old number. Of one that is over only that its number was
+   seen from its stream. */
+OPC__FN opcomms_err opc__look_copy(opc__look *k, opc__store *to, uint64_t ref, int over) {
     opc__log *l = k->log;
     opc__msg_meta meta;
     uint8_t buf[4096];
     uint64_t at = 0, uid = 0, unused = 0;
     uint32_t put = 0;
     size_t got = 0;
-    opcomms_err rc = opc__log_head(l, ref);
+    int state;
+    opcomms_err rc = opc__look_meta(k, ref, &meta); /* its dest lies in the head: stays meanwhile */
+    if (over && (rc == OPCOMMS_E_LOG_DAMAGED || rc == OPCOMMS_E_LIMIT)) return OPCOMMS_OK;
+    if (rc == OPCOMMS_OK && over && meta.stream == OPC__STREAM_NONE) return OPCOMMS_OK;
     if (rc == OPCOMMS_OK) rc = to->c->begin(to, &put);
     if (rc != OPCOMMS_OK) return rc;
-    opc__log_meta_of(l, l->head_type, l->head, &meta); /* dest lies in the head: stays meanwhile */
+    state = meta.kind == OPC__KIND_DEAD || meta.attempts != 0 || meta.code != 0 || meta.tried != 0;
+    if (over) meta.bytes = 0;
     while (rc == OPCOMMS_OK && at < meta.bytes) {
         rc = opc__log_read(&l->base, ref, at, buf, sizeof buf, &got);
         if (rc == OPCOMMS_OK && got == 0) rc = OPCOMMS_E_LOG_DAMAGED;
@@ -10306,11 +10422,30 @@ OPC__FN opcomms_err opc__look_copy(opc__look *k, opc__store *to, uint64_t ref) {
         at += got;
     }
     if (rc == OPCOMMS_OK) {
+        opc__msg_meta fresh = meta;
+        if (meta.kind == OPC__KIND_DEAD) fresh.kind = OPC__KIND_OUT;
         opc__log_of(to)->uid = meta.uid - 1;
-        rc = to->c->commit(to, put, &meta, &uid, &unused, &unused);
+        rc = to->c->commit(to, put, &fresh, &uid, &ref, &unused);
         OPCOMMS_ASSERT(rc != OPCOMMS_OK || uid == meta.uid);
     }
-    if (rc != OPCOMMS_OK) to->c->abort(to, put);
+    if (rc != OPCOMMS_OK) {
+        to->c->abort(to, put);
+        return rc;
+    }
+    if (over) return to->c->ack(to, ref, uid, &unused);
+    return state ? opc__look_copy_state(to, &meta) : OPCOMMS_OK;
+}
+
+/* All notes in their order. */
+OPC__FN opcomms_err opc__look_copy_notes(opc__look *k, opc__store *to) {
+    opcomms_log_report r = k->r;
+    uint64_t counter = k->c.counter;
+    opcomms_err rc;
+    k->notes_to = to;
+    rc = opc__look_survey(k, k->c.size);
+    k->notes_to = NULL;
+    k->r = r;
+    k->c.counter = counter;
     return rc;
 }
 
@@ -10323,7 +10458,7 @@ OPC__FN opcomms_err opc__look_found(void *user, uint64_t uid, uint64_t ref,
     return OPCOMMS_E_IN_USE; /* a new log holds nothing */
 }
 
-/* Everything unread into a new log at `path`, synced. */
+/* Everything that is not over into a new log at `path`, synced. */
 OPC__FN opcomms_err opc__look_write(opc__look *k, const char *path, opcomms_error *err) {
     opc__log_options o;
     opc__store_owner owner;
@@ -10346,10 +10481,11 @@ OPC__FN opcomms_err opc__look_write(opc__look *k, const char *path, opcomms_erro
     if (o.uid_floor > OPC__LOG_UID_MAX) o.uid_floor = OPC__LOG_UID_MAX;
     rc = opc__log_open(&o, &to, err);
     if (rc != OPCOMMS_OK) return rc;
-    for (i = 0; rc == OPCOMMS_OK && i < k->count; i++) {
-        unsigned kind = k->key[i] & 3u;
+    if (rc == OPCOMMS_OK) rc = opc__look_copy_notes(k, to);
+    for (i = 0; rc == OPCOMMS_OK && i < k->m.count; i++) {
+        unsigned kind = k->m.key[i] & 3u;
         if (kind == OPC__LOOK_BROKEN) continue;
-        rc = opc__look_copy(k, to, k->ref[i]);
+        rc = opc__look_copy(k, to, k->m.ref[i], kind == OPC__LOOK_ACKED);
     }
     rc2 = to->c->close(to);
     if (rc == OPCOMMS_OK) rc = rc2;
@@ -10386,7 +10522,9 @@ OPC__FN opcomms_err opc__look_same(const opc__look *k, const char *path, opcomms
     opcomms_err rc = opc__look_open(&other, k->log->plat, k->mem, path, 0, err);
     if (rc == OPCOMMS_OK) rc = opc__look_run(&other, 0, err);
     if (rc == OPCOMMS_OK &&
-        (other.r.unread != k->r.unread || other.r.unread_bytes != k->r.unread_bytes)) {
+        (other.r.unread != k->r.unread || other.r.unread_bytes != k->r.unread_bytes ||
+         other.r.queued != k->r.queued || other.r.queued_bytes != k->r.queued_bytes ||
+         other.r.dead_letters != k->r.dead_letters || other.r.notes < k->r.notes)) {
         rc = opc__err_set(err, OPCOMMS_E_IO, 0, "the new log differs from what was written");
     }
     opc__look_close(&other);
@@ -10452,17 +10590,27 @@ OPC__FN opcomms_err opc__look_entry(opc__look *k, size_t i, opcomms_log_entry *e
     static const uint32_t state[4] = {OPCOMMS_ENTRY_ACKNOWLEDGED, OPCOMMS_ENTRY_UNREAD,
                                       OPCOMMS_ENTRY_SALVAGED, OPCOMMS_ENTRY_BROKEN};
     opc__msg_meta m;
-    opcomms_err rc = opc__log_head(k->log, k->ref[i]);
+    opcomms_err rc = opc__look_meta(k, k->m.ref[i], &m);
     if (rc != OPCOMMS_OK) return rc;
-    opc__log_meta_of(k->log, k->log->head_type, k->log->head, &m);
     memset(e, 0, sizeof *e);
-    e->state = state[k->key[i] & 3u];
+    e->state = state[k->m.key[i] & 3u];
     e->flags = (m.flags & OPC__MSG_TEXT) ? OPCOMMS_MESSAGE_TEXT : 0;
     e->number = m.uid;
     e->bytes = m.bytes;
-    e->offset = k->ref[i];
+    e->offset = k->m.ref[i];
     e->time_s = m.time_s;
-    opc__str_hash_write(m.from, e->from.hash);
+    if (m.kind == OPC__KIND_IN) {
+        opc__str_hash_write(m.from, e->from.hash);
+    } else {
+        memcpy(e->from.hash, k->log->own, sizeof k->log->own);
+        opc__str_hash_write(m.server, e->server);
+        e->kind = m.kind == OPC__KIND_OUT ? OPCOMMS_ENTRY_QUEUED : OPCOMMS_ENTRY_DEAD_LETTER;
+        e->attempts = m.attempts;
+        e->code = m.code;
+        e->dead_s = m.dead_s;
+        e->context = m.context;
+        e->context_len = m.context_len;
+    }
     e->from.id = m.from_id;
     e->to = (const char *)m.dest;
     e->to_len = m.dest_len;
@@ -20144,7 +20292,7 @@ OPCOMMS_API opcomms_err opcomms_log_dump(const char *path, opcomms_log_entry_fn 
     if (opc__plat_default() == NULL) return opc__err_set(err, OPCOMMS_E_UNSUPPORTED, 0, NULL);
     opc__key_default_mem(&mem);
     rc = opc__look_read(&k, opc__plat_default(), &mem, path, 1, err);
-    for (i = 0; i < k.count; i++) {
+    for (i = 0; i < k.m.count; i++) {
         if (rc != OPCOMMS_OK && rc != OPCOMMS_E_LOG_DAMAGED) break;
         rc2 = opc__look_entry(&k, i, &e);
         if (rc2 != OPCOMMS_OK) rc = opc__err_set(err, rc2, 0, "log: cannot be read");

@@ -345,6 +345,7 @@ typedef struct world {
     uint64_t number;       /* of the stream */
     uint64_t opened;       /* the last open counter */
     uint64_t compactions, gave_up;
+    int calm;              /* no compactions */
     int half;              /* a message is being received */
     uint32_t half_put;
     uint64_t half_len;
@@ -520,7 +521,7 @@ static inline opcomms_err world_compact(world *w, int force) {
     uint64_t end = s->c->end(s), durable = s->c->durable(s), position = 0;
     int flush = 0, last, i, steps = 1 + (int)fd_below(&w->rng, 12);
     opcomms_err rc = OPCOMMS_OK;
-    for (i = 0; rc == OPCOMMS_OK && !flush && i < steps; i++) {
+    for (i = 0; rc == OPCOMMS_OK && !flush && i < steps && !w->calm; i++) {
         rc = s->c->compact(s, force, &flush);
     }
     if (rc == OPCOMMS_E_POISONED) return rc;
@@ -597,16 +598,18 @@ static inline opcomms_err world_try(world *w) {
     if (m->uid == 0 || m->what != MSG_QUEUED || m->acked || m->gone || m->ack_durable) {
         return OPCOMMS_OK;
     }
-    memset(&t, 0, sizeof t);
-    t.uid = m->uid;
-    t.attempts = m->attempts + 1;
-    t.code = -(int32_t)t.attempts;
-    t.tried = t.attempts % 4;
-    t.dead = try_dead(t.attempts);
-    t.time_s = 77 + (int64_t)t.attempts;
-    rc = w->s->c->tried(w->s, &t, &m->try_position);
-    if (rc == OPCOMMS_E_AGAIN) return flush_rc(w->s);
-    if (rc == OPCOMMS_OK) m->attempts = t.attempts;
+    do {
+        memset(&t, 0, sizeof t);
+        t.uid = m->uid;
+        t.attempts = m->attempts + 1;
+        t.code = -(int32_t)t.attempts;
+        t.tried = t.attempts % 4;
+        t.dead = try_dead(t.attempts);
+        t.time_s = 77 + (int64_t)t.attempts;
+        rc = w->s->c->tried(w->s, &t, &m->try_position);
+        if (rc == OPCOMMS_E_AGAIN) return flush_rc(w->s);
+        if (rc == OPCOMMS_OK) m->attempts = t.attempts;
+    } while (rc == OPCOMMS_OK && fd_below(&w->rng, 3) > 0);
     return rc;
 }
 

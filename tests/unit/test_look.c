@@ -25,6 +25,7 @@ static void some_log(uint64_t seed) {
     int i;
     fd_clear(&disk);
     world_init(&w, &disk, seed, (int)(seed % 3));
+    w.calm = seed % 2 == 0;
     CHECK_EQ(world_open(&w), OPCOMMS_OK);
     for (i = 0; i < 50; i++) CHECK_EQ(world_step(&w), OPCOMMS_OK);
     if (w.s != NULL) CHECK_EQ(w.s->c->close(w.s), OPCOMMS_OK);
@@ -115,6 +116,11 @@ static void judge(const uint8_t *p, size_t size, int whole) {
         const lr_msg *m = &seen.msg[i];
         int right = 0;
         if (k < f.count && f.uid[k] == m->uid) {
+            if (whole) {
+                CHECK_EQ(f.attempts[k], m->attempts);
+                CHECK_EQ(f.kind[k], m->type != 4 ? OPC__KIND_IN : m->dead ? OPC__KIND_DEAD
+                                                                         : OPC__KIND_OUT);
+            }
             CHECK_EQ(msg_read(s, f.ref[k], m->from[0], m->bytes, &right), OPCOMMS_OK);
             CHECK(right);
             CHECK(!(whole && m->acked));
@@ -124,6 +130,11 @@ static void judge(const uint8_t *p, size_t size, int whole) {
         }
     }
     CHECK_EQ(k, f.count);
+    if (whole) {
+        CHECK_EQ(f.state, seen.state);
+        CHECK_EQ(f.seen, seen.seen);
+        CHECK(f.notes == (uint64_t)seen.notes + 2); /* and two openings */
+    }
     CHECK_EQ(msg_put(s, 1, 3, &next, &unused, &unused), OPCOMMS_OK);
     for (i = 0; i < seen.msgs; i++) CHECK(next > seen.msg[i].uid);
     CHECK(opc__log_of(s)->open_counter > seen.slot_counter);
@@ -152,7 +163,7 @@ TEST(the_verdict_is_that_of_opening) {
             rc2 = log_open(&spoilt, &s, &f, &err);
             CHECK_EQ(rc, rc2);
             if (rc == OPCOMMS_OK) {
-                CHECK_EQ(r.unread, (uint64_t)f.count);
+                CHECK_EQ(r.unread + r.queued + r.dead_letters, (uint64_t)f.count);
                 CHECK(r.tail_bytes == opc__log_of(s)->cut);
                 good++;
             } else {
@@ -168,23 +179,32 @@ TEST(the_verdict_is_that_of_opening) {
 }
 
 TEST(a_report_counts_what_the_manual_says_is_there) {
-    uint64_t seed;
+    uint64_t seed, all_queued = 0, all_dead = 0;
     for (seed = 1; seed <= 12; seed++) {
         opcomms_log_report r;
-        uint64_t acked = 0, bytes = 0;
+        uint64_t acked = 0, bytes = 0, dead = 0, queued = 0;
         size_t size = 0;
         int i;
         some_log(seed);
         (void)copy(&size);
         for (i = 0; i < seen.msgs; i++) {
-            acked += (uint64_t)seen.msg[i].acked;
-            if (!seen.msg[i].acked) bytes += seen.msg[i].bytes;
+            const lr_msg *m = &seen.msg[i];
+            acked += (uint64_t)m->acked;
+            if (m->acked) continue;
+            bytes += m->bytes;
+            dead += m->type == 4 && m->dead;
+            queued += m->type == 4 && !m->dead;
         }
         CHECK_EQ(verdict(&spoilt, &r), OPCOMMS_OK);
         CHECK_EQ(r.messages, (uint64_t)seen.msgs);
         CHECK_EQ(r.acknowledged, acked);
-        CHECK_EQ(r.unread, (uint64_t)seen.msgs - acked);
-        CHECK_EQ(r.unread_bytes, bytes);
+        CHECK_EQ(r.unread + queued + dead, (uint64_t)seen.msgs - acked);
+        CHECK_EQ(r.unread_bytes + r.queued_bytes + r.dead_letter_bytes, bytes);
+        CHECK_EQ(r.queued, queued);
+        CHECK_EQ(r.dead_letters, dead);
+        CHECK_EQ(r.notes, (uint64_t)seen.notes);
+        all_queued += queued;
+        all_dead += dead;
         CHECK_EQ(r.batches, (uint64_t)seen.batches);
         CHECK_EQ(r.bad_parts + r.bad_bytes + r.tail_bytes + r.broken + r.salvaged, 0);
         CHECK(r.flags == OPCOMMS_REPORT_CLOSED);
@@ -192,6 +212,45 @@ TEST(a_report_counts_what_the_manual_says_is_there) {
         CHECK_EQ(r.opened, seen.slot_counter);
         CHECK_EQ(r.created_s, 1700000000);
     }
+    CHECK(all_queued > 10);
+    CHECK(all_dead > 0);
+}
+
+TEST(a_listing_says_of_each_message_what_the_manual_says) {
+    uint64_t seed, queued = 0, over = 0;
+    for (seed = 20; seed <= 30; seed++) {
+        opc__look k;
+        size_t size = 0, i;
+        some_log(seed);
+        (void)copy(&size);
+        CHECK_EQ(opc__look_read(&k, &spoilt.plat, &mem, "dir/peer.log", 1, &err), OPCOMMS_OK);
+        CHECK_EQ(k.m.count, (size_t)seen.msgs);
+        for (i = 0; i < k.m.count && i < (size_t)seen.msgs; i++) {
+            const lr_msg *m = &seen.msg[i];
+            opcomms_log_entry e;
+            char key[65];
+            CHECK_EQ(opc__look_entry(&k, i, &e), OPCOMMS_OK);
+            CHECK_EQ(e.number, m->uid);
+            CHECK_EQ(e.offset, m->at);
+            CHECK_EQ(e.bytes, m->bytes);
+            CHECK_EQ(e.kind, m->type != 4 ? OPCOMMS_ENTRY_RECEIVED
+                             : m->dead    ? OPCOMMS_ENTRY_DEAD_LETTER
+                                          : OPCOMMS_ENTRY_QUEUED);
+            CHECK_EQ(e.attempts, m->attempts);
+            CHECK_EQ(e.code, -(int32_t)m->attempts);
+            CHECK_EQ(e.dead_s, m->dead ? 77 + (int64_t)m->attempts : 0);
+            CHECK_EQ(e.state == OPCOMMS_ENTRY_ACKNOWLEDGED, m->acked);
+            opc__str_hash_write(m->from, key);
+            CHECK(strcmp(m->type == 4 ? e.server : e.from.hash, key) == 0);
+            CHECK_EQ(e.context_len, m->context_len);
+            CHECK(m->context_len == 0 || memcmp(e.context, m->context, m->context_len) == 0);
+            queued += m->type == 4;
+            over += (uint64_t)m->acked;
+        }
+        opc__look_close(&k);
+    }
+    CHECK(queued > 20);
+    CHECK(over > 20);
 }
 
 TEST(a_salvage_loses_nothing_valid_and_takes_nothing_else) {
@@ -215,7 +274,7 @@ TEST(a_salvage_loses_nothing_valid_and_takes_nothing_else) {
             CHECK(memcmp(log_of(&spoilt)->cache, before, size) == 0);
             judge(before, size, i % 4 == 0);
             CHECK(fd_find(&spoilt, "new.log.part") == NULL);
-            CHECK_EQ(r.unread, (uint64_t)f.count);
+            CHECK_EQ(r.unread + r.queued + r.dead_letters, (uint64_t)f.count);
             salvaged += r.salvaged;
             broken += r.broken;
             free(before);
@@ -361,6 +420,7 @@ int main(void) {
     disks();
     RUN(the_verdict_is_that_of_opening);
     RUN(a_report_counts_what_the_manual_says_is_there);
+    RUN(a_listing_says_of_each_message_what_the_manual_says);
     RUN(a_salvage_loses_nothing_valid_and_takes_nothing_else);
     RUN(messages_are_had_from_a_batch_of_many_of_which_one_bit_is_wrong);
     RUN(what_a_payload_contains_is_never_taken_for_a_message);
