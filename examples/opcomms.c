@@ -1,4 +1,4 @@
-/* The operators' tool: keys, lists, sending, receiving, serving, and what a log holds.
+/* The operators' tool: keys, lists, sending, receiving, serving, the outbox, and what a log holds.
    cc opcomms.c -I.. -lbearssl -lpthread -o opcomms
 
    usage: opcomms COMMAND [OPTION]... [ARGUMENT]...
@@ -26,7 +26,7 @@ static const char exit_help[] =
     "Exit codes:\n"
     "  0  done; a check says yes          7  no message is waiting\n"
     "  1  failed otherwise                8  sent, but whether it arrived is unknown\n"
-    "  2  wrong use                       9  the log is damaged, or something in it is lost\n"
+    "  2  wrong use                       9  a log is damaged, or was set back\n"
     "  3  the peer cannot be reached     10  in use, or already there\n"
     "  4  not on an allow list           11  a key, list or other input is not acceptable\n"
     "  5  a routing table refuses        12  a limit, a rate or a full queue\n"
@@ -41,6 +41,7 @@ static int exit_of(opcomms_err rc) {
         {OPCOMMS_E_EMPTY, END_EMPTY}, {OPCOMMS_E_UNKNOWN_OUTCOME, END_UNKNOWN},
         {OPCOMMS_E_LOG_DAMAGED, END_LOG}, {OPCOMMS_E_LOG_KEY, END_LOG},
         {OPCOMMS_E_LOG_VERSION, END_LOG}, {OPCOMMS_E_POISONED, END_LOG},
+        {OPCOMMS_E_ROLLBACK, END_LOG},
         {OPCOMMS_E_IN_USE, END_IN_USE}, {OPCOMMS_E_INVAL, END_INPUT},
         {OPCOMMS_E_ADDRESS, END_INPUT}, {OPCOMMS_E_SYNTAX, END_INPUT},
         {OPCOMMS_E_NO_PEM, END_INPUT}, {OPCOMMS_E_ENCRYPTED, END_INPUT},
@@ -69,10 +70,11 @@ static const char *name_of(opcomms_err rc) {
 /* ---- options --------------------------------------------------------------------------------- */
 
 static struct {
-    int help, json, text, keep, raw, lines, all, all_ids, payload, unread, ca_cert, password;
+    int help, json, text, keep, raw, lines, all, all_ids, payload, unread, ca_cert, password,
+        native, none;
     const char *key, *listen, *allow, *routes, *log, *to, *server, *from, *ca, *out, *type;
-    const char *durability, *protocol, *ip, *file, *config;
-    uint32_t id, from_id, timeout, count, max, wait, mailboxes;
+    const char *durability, *protocol, *ip, *file, *config, *context;
+    uint32_t id, from_id, timeout, count, max, wait, mailboxes, attempts, expiry, within;
     int max_set;
 } o;
 
@@ -95,6 +97,11 @@ static const struct opt {
     {"routes", WORD, &o.routes, 0, "FILE   routing table, YAML"},
     {"listen", WORD, &o.listen, 0, "IP:PORT   default 0.0.0.0:0, a free port"},
     {"to", WORD, &o.to, 0, "HASH[:ID]@IP:PORT   whom"},
+    {"context", WORD, &o.context, 0, "TEXT   kept with it, at most 256 bytes"},
+    {"attempts", NUMBER, &o.attempts, 65535, "N   to make; then it is a dead letter"},
+    {"expiry", NUMBER, &o.expiry, 0x7fffffff, "SECONDS   then it is a dead letter"},
+    {"within", NUMBER, &o.within, 86400, "SECONDS   to give up then; default 0: never"},
+    {"native-only", FLAG, &o.native, 0, "never to a peer of the Rust system's protocol"},
     {"server", WORD, &o.server, 0, "HASH@IP:PORT   the mailbox server"},
     {"from", WORD, &o.from, 0, "HASH@IP:PORT   the server to empty"},
     {"id", NUMBER, &o.id, 255, "N   our mailbox, 0 to 255; default 0"},
@@ -119,6 +126,7 @@ static const struct opt {
     {"payload", FLAG, &o.payload, 0, "with what is in the messages"},
     {"unread", FLAG, &o.unread, 0, "only what is not acknowledged"},
     {"password", FLAG, &o.password, 0, "the key is written under a password"},
+    {"none", FLAG, &o.none, 0, "no password any more"},
     {"ca-cert", FLAG, &o.ca_cert, 0, "the CA's own certificate; no KEY"},
 };
 
@@ -387,7 +395,7 @@ static char *read_all(FILE *f, size_t *len, opcomms_err *rc) {
     return NULL;
 }
 
-/* ---- passwords: from the file that OPCOMMS_PASSWORD_FILE names, or typed without echo -------- */
+/* ---- passwords: from a file that the environment names, or typed without echo ---------------- */
 
 /* Up to the end of the line; -1: given up. The terminal sends each key, also Ctrl-C, as it is. */
 static int type_line(int tty, char *buf, size_t cap) {
@@ -404,6 +412,8 @@ static int type_line(int tty, char *buf, size_t cap) {
     }
     return -1;
 }
+
+static char password_env[] = "OPCOMMS_PASSWORD_FILE", new_env[] = "OPCOMMS_NEW_PASSWORD_FILE";
 
 static int type_password(const char *prompt, char *buf, size_t cap) {
     struct termios old, quiet;
@@ -434,12 +444,18 @@ static int password_file(const char *path, char *buf, size_t cap) {
     return (int)len;
 }
 
-static int password(void *user, char *buf, size_t cap) {
-    const char *path = getenv("OPCOMMS_PASSWORD_FILE");
+static int password(void *user, char *buf, size_t cap) { /* of a key that is there */
+    const char *path = getenv(password_env);
+    (void)user;
+    return path != NULL ? password_file(path, buf, cap)
+                        : type_password("Password of the key: ", buf, cap);
+}
+
+static int new_password(void *user, char *buf, size_t cap) {
+    const char *path = getenv((const char *)user);
     char again[1024];
     int n, m;
     if (path != NULL) return password_file(path, buf, cap);
-    if (user == NULL) return type_password("Password of the key: ", buf, cap);
     n = type_password("New password: ", buf, cap);
     m = n < 0 ? -1 : type_password("Once more: ", again, sizeof again);
     if (m != n || memcmp(buf, again, n < 0 ? 0 : (size_t)n) != 0) n = -1;
@@ -451,7 +467,7 @@ static int password(void *user, char *buf, size_t cap) {
 
 static opcomms_allow_list *allow;
 static opcomms_routing_table *routes;
-static opcomms_peer *peer;
+static opcomms_peer *peer, *home; /* home: with our log, while `peer` speaks to a server */
 static opcomms_client *channel;
 static opcomms_settings *settings;
 
@@ -502,18 +518,20 @@ static int open_peer(const opcomms_config *cfg) {
     return rc == OPCOMMS_OK ? END_OK : failed(NULL, rc, &err);
 }
 
-/* A peer that does not listen, and speaks to nobody but `hash`. With a store it has our log, which
-   must exist when `taking`; without, it only calls, and nothing is stored. */
+/* A peer that does not listen, and speaks to nobody but `hash`. Without a store it only calls, and
+   nothing is stored. With one it has our log, which must exist when `taking`, and is not pumped: it
+   touches no network, where what is in the outbox would meet lists that are not ours. */
 static int open_quiet(const char *hash, int store, int taking) {
     opcomms_config cfg;
     int x = begin_config(&cfg);
     if (x != END_OK) return x;
     cfg.allow = allow;
     cfg.routes = routes;
-    cfg.flags |= OPCOMMS_NO_LISTEN;
-    if (!store) cfg.flags |= OPCOMMS_MEMORY_STORE;
+    cfg.flags |= OPCOMMS_NO_LISTEN | (store ? OPCOMMS_NO_BACKGROUND : OPCOMMS_MEMORY_STORE);
     if (store && (cfg.flags & OPCOMMS_MEMORY_STORE)) return usage("a log is needed", NULL);
-    if (taking && cfg.log_path == NULL) return usage("give --server or --log", NULL);
+    if (taking && cfg.log_path == NULL) {
+        return usage("--log is needed, or --config with a log_path", NULL);
+    }
     if (taking && access(cfg.log_path, F_OK) != 0) {
         return failed(cfg.log_path, OPCOMMS_E_NOT_FOUND, NULL);
     }
@@ -523,32 +541,40 @@ static int open_quiet(const char *hash, int store, int taking) {
     return open_peer(&cfg);
 }
 
-/* The same with a channel to a server. */
-static int open_channel(const opcomms_identifier *server, const char *address, int store) {
+/* One without a store, with a channel to a server. */
+static int open_channel(const opcomms_identifier *server, const char *address) {
     opcomms_error err;
     opcomms_err rc;
-    int x = open_quiet(server->hash, store, 0);
+    int x = open_quiet(server->hash, 0, 0);
     if (x != END_OK) return x;
     rc = opcomms_client_open(peer, server->hash, address, &channel, &err);
     return rc == OPCOMMS_OK ? END_OK : failed(address, rc, &err);
 }
 
-/* Ends the peer. A storage error turns a success into a failure. */
-static int close_peer(int x) {
-    opcomms_client_close(channel);
-    channel = NULL;
-    if (peer != NULL) {
-        opcomms_err rc = opcomms_stop(peer);
-        if (rc != OPCOMMS_OK && x == END_OK) x = failed(NULL, rc, NULL);
-        opcomms_free(peer);
-    }
-    peer = NULL;
+static void release_lists(void) {
     opcomms_allow_list_release(allow);
     opcomms_routing_table_release(routes);
     opcomms_settings_free(settings);
     settings = NULL;
     allow = NULL;
     routes = NULL;
+}
+
+/* Ends the peers. A storage error turns a success into a failure. */
+static int close_peer(int x) {
+    opcomms_peer *both[2];
+    int i;
+    opcomms_client_close(channel);
+    channel = NULL;
+    both[0] = peer;
+    both[1] = home;
+    for (i = 0; i < 2; i++) {
+        opcomms_err rc = both[i] != NULL ? opcomms_stop(both[i]) : OPCOMMS_OK;
+        if (rc != OPCOMMS_OK && x == END_OK) x = failed(NULL, rc, NULL);
+        opcomms_free(both[i]);
+    }
+    peer = home = NULL;
+    release_lists();
     return x;
 }
 
@@ -566,8 +592,8 @@ static int cmd_keygen(int n, char **arg) {
     (void)n;
     while (i < 4 && strcmp(types[i].name, type) != 0) i++;
     if (i == 4) return usage("no such type of key", type);
-    rc = o.password ? opcomms_generate_key_file_with_password(arg[0], types[i].type, password,
-                                                              &o, 0, &err)
+    rc = o.password ? opcomms_generate_key_file_with_password(
+                          arg[0], types[i].type, new_password, password_env, 0, &err)
                     : opcomms_generate_key_file(arg[0], types[i].type, &err);
     if (rc == OPCOMMS_OK && !o.password) {
         rc = opcomms_get_pubk_hash_from_privk(arg[0], hash, &err);
@@ -580,6 +606,16 @@ static int cmd_keygen(int n, char **arg) {
         return END_OK;
     }
     json("ok:b file:s type:s hash:s", 1, arg[0], type, hash);
+    return END_OK;
+}
+
+static int cmd_passwd(int n, char **arg) {
+    opcomms_error err;
+    opcomms_err rc = opcomms_change_key_password(arg[0], password, NULL,
+                                                 o.none ? NULL : new_password, new_env, 0, &err);
+    (void)n;
+    if (rc != OPCOMMS_OK) return failed(arg[0], rc, &err);
+    if (o.json) json("ok:b file:s encrypted:b", 1, arg[0], !o.none);
     return END_OK;
 }
 
@@ -664,7 +700,9 @@ static int cmd_cert(int n, char **arg) {
 
 static struct {
     opcomms_identifier to;
+    char address[64]; /* empty: none */
     uint64_t sent, bytes;
+    int (*put)(const void *data, size_t len);
 } out;
 
 static int send_one(const void *data, size_t len) {
@@ -689,7 +727,7 @@ static int send_stream(FILE *f) {
     size_t len = 0;
     opcomms_err rc = OPCOMMS_OK;
     char *p = read_all(f, &len, &rc);
-    int x = p == NULL ? failed("input", rc, NULL) : send_one(p, len);
+    int x = p == NULL ? failed("input", rc, NULL) : out.put(p, len);
     free(p);
     return x;
 }
@@ -701,47 +739,56 @@ static int send_lines(void) {
     int x = END_OK;
     while (x == END_OK && (n = getline(&line, &cap, stdin)) >= 0) {
         if (n > 0 && line[n - 1] == '\n') n--;
-        x = send_one(line, (size_t)n);
+        x = out.put(line, (size_t)n);
     }
     free(line);
     if (x == END_OK && ferror(stdin)) x = failed("standard input", OPCOMMS_E_IO, NULL);
     return x;
 }
 
-static int cmd_send(int n, char **arg) {
-    opcomms_identifier server;
-    char address[64];
-    int i, x;
-    if (o.to == NULL) return usage("--to is needed", NULL);
-    if ((n > 0) + (o.file != NULL) + o.lines > 1) {
-        return usage("give messages, --file or --lines, one of them", NULL);
-    }
-    if (o.server != NULL) { /* a mailbox at somebody else's server */
-        if (!parse_whom(o.server, &server, address)) return usage("not HASH@IP:PORT", o.server);
-        if (!parse_whom(o.to, &out.to, NULL)) {
-            return usage("with --server, --to is HASH or HASH:ID", o.to);
-        }
-    } else {
-        if (!parse_whom(o.to, &out.to, address)) return usage("not HASH[:ID]@IP:PORT", o.to);
-        server = out.to;
-    }
-    x = open_channel(&server, address, 0);
-    if (x != END_OK) return close_peer(x);
-    for (i = 0; i < n && x == END_OK; i++) x = send_one(arg[i], strlen(arg[i]));
+static int too_many_inputs(int n) {
+    if ((n > 0) + (o.file != NULL) + o.lines <= 1) return END_OK;
+    return usage("give messages, --file or --lines, one of them", NULL);
+}
+
+/* Each message that the arguments and options name goes to `put`, until one fails. */
+static int send_inputs(int n, char **arg, int (*put)(const void *data, size_t len)) {
+    int i, x = END_OK;
+    out.put = put;
+    for (i = 0; i < n && x == END_OK; i++) x = put(arg[i], strlen(arg[i]));
     if (o.file != NULL && strcmp(o.file, "-") != 0) {
         FILE *f = fopen(o.file, "rb");
         if (f == NULL) {
-            x = failed(o.file, errno == ENOENT ? OPCOMMS_E_NOT_FOUND : OPCOMMS_E_IO, NULL);
-        } else {
-            x = send_stream(f);
-            fclose(f);
+            return failed(o.file, errno == ENOENT ? OPCOMMS_E_NOT_FOUND : OPCOMMS_E_IO, NULL);
         }
+        x = send_stream(f);
+        fclose(f);
     } else if (o.lines) {
         x = send_lines();
     } else if (n == 0) {
         x = send_stream(stdin);
     }
     progress("", 0, 0);
+    return x;
+}
+
+static int cmd_send(int n, char **arg) {
+    opcomms_identifier server;
+    int x;
+    if (o.to == NULL) return usage("--to is needed", NULL);
+    x = too_many_inputs(n);
+    if (x != END_OK) return x;
+    if (o.server != NULL) { /* a mailbox at somebody else's server */
+        if (!parse_whom(o.server, &server, out.address)) return usage("not HASH@IP:PORT", o.server);
+        if (!parse_whom(o.to, &out.to, NULL)) {
+            return usage("with --server, --to is HASH or HASH:ID", o.to);
+        }
+    } else {
+        if (!parse_whom(o.to, &out.to, out.address)) return usage("not HASH[:ID]@IP:PORT", o.to);
+        server = out.to;
+    }
+    x = open_channel(&server, out.address);
+    if (x == END_OK) x = send_inputs(n, arg, send_one);
     if (!o.json && x == END_OK) {
         printf("sent %llu to %s:%d\n", (unsigned long long)out.sent, out.to.hash, out.to.id);
     }
@@ -874,7 +921,7 @@ static int cmd_recv(int n, char **arg) {
     }
     buf = (char *)malloc(BYTES_MAX);
     if (buf == NULL) return no_memory();
-    x = o.server != NULL ? open_channel(&server, address, 0) : open_quiet(NULL, 1, 1);
+    x = o.server != NULL ? open_channel(&server, address) : open_quiet(NULL, 1, 1);
     if (x == END_OK) x = o.server != NULL ? recv_remote(most, buf) : recv_local(most, buf);
     free(buf);
     return close_peer(x);
@@ -1010,7 +1057,7 @@ static int drain_box(uint8_t id, char *buf) {
         opcomms_err rc = opcomms_client_get(channel, id, &mail, buf, BYTES_MAX, o.timeout, &err);
         if (rc == OPCOMMS_E_EMPTY) return END_OK;
         if (rc != OPCOMMS_OK) return failed("fetching", rc, &err);
-        rc = opcomms_local_import(peer, id, &mail, buf, &err);
+        rc = opcomms_local_import(home, id, &mail, buf, &err);
         snprintf(what, sizeof what, "message %llu, storing it here", (unsigned long long)mail.uid);
         if (rc != OPCOMMS_OK) return failed(what, rc, &err);
         rc = opcomms_client_ack(channel, id, mail.uid, o.timeout, &err);
@@ -1034,7 +1081,11 @@ static int cmd_drain(int n, char **arg) {
     if (!parse_whom(o.from, &server, address)) return usage("not HASH@IP:PORT", o.from);
     buf = (char *)malloc(BYTES_MAX);
     if (buf == NULL) return no_memory();
-    x = open_channel(&server, address, 1);
+    x = open_quiet(NULL, 1, 0);
+    home = peer; /* its lists are its own now */
+    peer = NULL;
+    release_lists();
+    if (x == END_OK) x = open_channel(&server, address);
     for (id = 0; x == END_OK && id < 256; id++) {
         if (o.all_ids || id == o.id) x = drain_box((uint8_t)id, buf);
     }
@@ -1535,6 +1586,234 @@ static int cmd_log_repair(int n, char **arg) {
     return r.broken == 0 ? END_OK : END_LOG;
 }
 
+/* ---- the outbox ------------------------------------------------------------------------------ */
+
+static int enqueue_one(const void *data, size_t len) {
+    opcomms_enqueue_options opt;
+    opcomms_error err;
+    opcomms_err rc;
+    uint64_t number = 0;
+    char what[64];
+    memset(&opt, 0, sizeof opt);
+    opt.size = sizeof opt;
+    opt.flags = (o.text ? OPCOMMS_ENQUEUE_TEXT : 0) | (o.native ? OPCOMMS_ENQUEUE_NATIVE_ONLY : 0);
+    opt.attempts_max = o.attempts;
+    opt.expiry_s = o.expiry;
+    opt.from_id = (uint8_t)o.from_id;
+    rc = opcomms_enqueue(peer, &out.to, out.address[0] != 0 ? out.address : NULL, o.context,
+                         o.context != NULL ? strlen(o.context) : 0, data, len, &opt, &number, &err);
+    out.sent++;
+    if (rc != OPCOMMS_OK) {
+        snprintf(what, sizeof what, "message %llu", (unsigned long long)out.sent);
+        return failed(what, rc, &err);
+    }
+    if (o.json) {
+        json("ok:b number:u bytes:u", 1, number, (uint64_t)len);
+    } else {
+        printf("%llu\n", (unsigned long long)number);
+    }
+    return END_OK;
+}
+
+static int cmd_enqueue(int n, char **arg) {
+    int x;
+    if (o.to == NULL) return usage("--to is needed", NULL);
+    x = too_many_inputs(n);
+    if (x != END_OK) return x;
+    if (!parse_whom(o.to, &out.to, strchr(o.to, '@') != NULL ? out.address : NULL)) {
+        return usage("not HASH[:ID][@IP:PORT]", o.to);
+    }
+    x = open_quiet(out.to.hash, 1, 0);
+    if (x == END_OK) x = send_inputs(n, arg, enqueue_one);
+    return close_peer(x);
+}
+
+/* A message of the outbox, or a dead letter. */
+static int print_queued(const opcomms_queued *q, char *buf) {
+    const char *state = q->state == OPCOMMS_STATE_DEAD ? "dead" : "queued";
+    size_t at = 0, got = 1;
+    opcomms_err rc = q->bytes > BYTES_MAX ? OPCOMMS_E_LIMIT : OPCOMMS_OK;
+    while (rc == OPCOMMS_OK && o.payload && at < q->bytes && got > 0) {
+        rc = opcomms_queued_read(peer, q->number, at, buf + at, (size_t)q->bytes - at, &got);
+        at += got;
+    }
+    if (o.payload && rc != OPCOMMS_OK) return failed("payload", rc, NULL);
+    if (o.json) {
+        json_begin(stdout);
+        json_number("number", q->number);
+        json_text("state", state);
+        json_number("from_id", q->from_id);
+        json_text("to", q->to.hash);
+        json_signed("to_id", q->to.id);
+        json_number("bytes", q->bytes);
+        json_number("attempts", q->attempts);
+        if (q->code != OPCOMMS_OK) json_text("error", name_of(q->code));
+        json_bool("uncertain", q->uncertain != 0);
+        print_time("queued", q->time_s);
+        if (q->expires_s != 0) print_time("expires", q->expires_s);
+        if (q->dead_s != 0) print_time("dead", q->dead_s);
+        if (q->context_len > 0) json_data("context", q->context, q->context_len);
+        if (o.payload) json_data("text", buf, at);
+        json_end();
+        return END_OK;
+    }
+    printf("%llu %s ", (unsigned long long)q->number, state);
+    print_time("", q->dead_s != 0 ? q->dead_s : q->time_s);
+    printf(" -> %s:%d %llu bytes, %u attempts", q->to.hash, q->to.id, (unsigned long long)q->bytes,
+           (unsigned)q->attempts);
+    if (q->code != OPCOMMS_OK) printf(" (%s)", opcomms_err_text(q->code));
+    if (q->uncertain) printf(", may have arrived");
+    if (q->context_len > 0) printf(", context ");
+    print_safe(stdout, q->context, q->context_len);
+    if (o.payload) printf(": ");
+    if (o.payload) print_safe(stdout, buf, at);
+    printf("\n");
+    return END_OK;
+}
+
+static int list_queued(opcomms_err (*next)(opcomms_peer *, uint64_t, opcomms_queued *)) {
+    static opcomms_queued q;
+    char *buf = (char *)malloc(BYTES_MAX);
+    int x = buf == NULL ? no_memory() : open_quiet(NULL, 1, 1);
+    while (x == END_OK && !ferror(stdout) && next(peer, q.number, &q) == OPCOMMS_OK) {
+        x = print_queued(&q, buf);
+    }
+    free(buf);
+    return close_peer(x);
+}
+
+static int cmd_outbox(int n, char **arg) {
+    (void)n;
+    (void)arg;
+    return list_queued(opcomms_queued_next);
+}
+static int cmd_dead(int n, char **arg) {
+    (void)n;
+    (void)arg;
+    return list_queued(opcomms_dead_next);
+}
+
+/* One call for each number that is named; *fresh is told when it is not 0. */
+static int each_number(int n, char **arg, opcomms_err (*call)(uint64_t, uint64_t *,
+                                                              opcomms_error *)) {
+    int i, x = END_OK;
+    for (i = 0; i < n; i++) {
+        if (arg[i][0] == 0 || strlen(arg[i]) > 19 || strspn(arg[i], "0123456789") < strlen(arg[i]))
+            return usage("not a number", arg[i]);
+    }
+    x = open_quiet(NULL, 1, 1);
+    for (i = 0; i < n && x == END_OK; i++) {
+        uint64_t number = strtoull(arg[i], NULL, 10), fresh = 0;
+        opcomms_error err;
+        opcomms_err rc = call(number, &fresh, &err);
+        if (rc != OPCOMMS_OK) {
+            x = failed(arg[i], rc, &err);
+        } else if (o.json) {
+            json(fresh != 0 ? "ok:b number:u fresh:u" : "ok:b number:u", 1, number, fresh);
+        } else if (fresh != 0) {
+            printf("%llu\n", (unsigned long long)fresh);
+        }
+    }
+    return close_peer(x);
+}
+
+static opcomms_err call_cancel(uint64_t number, uint64_t *fresh, opcomms_error *err) {
+    (void)fresh;
+    return opcomms_cancel(peer, number, err);
+}
+static opcomms_err call_drop(uint64_t number, uint64_t *fresh, opcomms_error *err) {
+    (void)fresh;
+    return opcomms_dead_drop(peer, number, err);
+}
+static opcomms_err call_requeue(uint64_t number, uint64_t *fresh, opcomms_error *err) {
+    return opcomms_dead_requeue(peer, number, fresh, err);
+}
+static int cmd_cancel(int n, char **arg) { return each_number(n, arg, call_cancel); }
+static int cmd_drop(int n, char **arg) { return each_number(n, arg, call_drop); }
+static int cmd_requeue(int n, char **arg) { return each_number(n, arg, call_requeue); }
+
+/* Our peer as `serve` runs it, but not listening. Without a thread: see each command. */
+static int open_caller(void) {
+    opcomms_config cfg;
+    int x = begin_config(&cfg);
+    if (x == END_OK) x = serve_config(&cfg);
+    cfg.flags |= OPCOMMS_NO_LISTEN | OPCOMMS_NO_BACKGROUND;
+    return x == END_OK ? open_peer(&cfg) : x;
+}
+
+/* One event. Returns the exit code of what is lost, or END_OK. */
+static int print_event(const opcomms_event *e) {
+    const char *what = e->state == OPCOMMS_STATE_DURABLE || e->state == OPCOMMS_STATE_CONSUMED
+                           ? "delivered"
+                       : e->state == OPCOMMS_STATE_DEAD     ? "dead"
+                       : e->state == OPCOMMS_STATE_ROLLBACK ? "rollback"
+                                                            : NULL;
+    if (what == NULL) return END_OK;
+    if (o.json) {
+        json("ok:b event:s number:u to:s error:s", e->code == OPCOMMS_OK, what, e->number, e->to,
+             name_of(e->code));
+    } else if (e->state == OPCOMMS_STATE_ROLLBACK) {
+        printf("stopped to %s: %s\n", e->to, opcomms_err_text(e->code));
+    } else {
+        printf("%llu %s to %s%s%s\n", (unsigned long long)e->number, what, e->to,
+               e->code != OPCOMMS_OK ? ": " : "",
+               e->code != OPCOMMS_OK ? opcomms_err_text(e->code) : "");
+    }
+    fflush(stdout);
+    return exit_of(e->code);
+}
+
+static int cmd_deliver(int n, char **arg) {
+    uint64_t start = now_us();
+    int x = open_caller(), lost = END_OK, time_up = 0;
+    (void)n;
+    (void)arg;
+    catch_signals();
+    while (x == END_OK && !end_asked && !time_up) {
+        opcomms_event e;
+        opcomms_err rc = opcomms_poll(peer, 50);
+        if (rc != OPCOMMS_OK) x = failed(NULL, rc, NULL);
+        memset(&e, 0, sizeof e);
+        while (opcomms_next_event(peer, 0, &e) == OPCOMMS_OK) {
+            int code = print_event(&e);
+            if (code != END_OK) lost = code;
+        }
+        if (opcomms_queued_count(peer, NULL) == 0) break;
+        time_up = o.within != 0 && now_us() - start >= (uint64_t)o.within * 1000000u;
+    }
+    if (x == END_OK && opcomms_queued_count(peer, NULL) > 0) {
+        char what[64];
+        snprintf(what, sizeof what, "%llu messages wait",
+                 (unsigned long long)opcomms_queued_count(peer, NULL));
+        x = failed(what, OPCOMMS_E_TIMEOUT, NULL);
+    }
+    return close_peer(x == END_OK || lost != END_OK ? lost : x);
+}
+
+/* What speaks against a peer's log is found out by asking that peer, when it says where it is. */
+static int cmd_accept_rollback(int n, char **arg) {
+    opcomms_identifier who;
+    opcomms_error err;
+    opcomms_err rc;
+    char *at = strchr(arg[0], '@');
+    int x;
+    (void)n;
+    if (!parse_whom(arg[0], &who, at != NULL ? out.address : NULL)) {
+        return usage("not HASH or HASH@IP:PORT", arg[0]);
+    }
+    x = at != NULL ? open_caller() : open_quiet(NULL, 1, 1);
+    if (x == END_OK && at != NULL) {
+        rc = opcomms_ping(peer, who.hash, out.address, o.timeout, &err);
+        if (rc != OPCOMMS_OK && rc != OPCOMMS_E_ROLLBACK) x = failed(out.address, rc, &err);
+    }
+    if (x == END_OK) {
+        rc = opcomms_accept_rollback(peer, who.hash, &err);
+        if (rc != OPCOMMS_OK) x = failed("nothing stands against it", rc, &err);
+    }
+    if (x == END_OK && o.json) json("ok:b hash:s", 1, who.hash);
+    return close_peer(x);
+}
+
 /* ---- commands -------------------------------------------------------------------------------- */
 
 static const struct command {
@@ -1550,16 +1829,20 @@ static const struct command {
      "Makes a private key and prints its hash, the identity. An existing file is never\n"
      "overwritten. With --password the key is encrypted.",
      "opcomms keygen alice.key --type rsa2048"},
+    {"passwd", cmd_passwd, 1, 1, "none", "KEY",
+     "Writes a private key anew under another password, or under none (--none). The new one is\n"
+     "the content of the file that OPCOMMS_NEW_PASSWORD_FILE names, or is asked for.",
+     "opcomms passwd alice.key"},
     {"hash", cmd_hash, 1, -1, "", "FILE...",
      "Prints the public key hash of private keys or certificates.", "opcomms hash alice.key"},
     {"cert", cmd_cert, 0, 1, "ca out ca-cert", "KEY",
      "Prints the certificate a peer with this key shows, PEM.", "opcomms cert alice.key"},
     {"serve", cmd_serve, 0, 0,
      "key config ca listen allow routes log durability protocol mailboxes id count keep raw", "",
-     "Listens, prints and acknowledges what arrives, until SIGINT or SIGTERM, or until --count\n"
-     "messages came. SIGHUP reads the lists again from their files. With --keep\n"
-     "nothing is taken: a mailbox server whose clients fetch; --mailboxes opens it to third\n"
-     "parties.",
+     "Listens, prints and acknowledges what arrives, and delivers what the outbox holds, until\n"
+     "SIGINT or SIGTERM, or until --count messages came. SIGHUP reads the lists again from their\n"
+     "files. With --keep nothing is taken: a mailbox server whose clients fetch; --mailboxes opens\n"
+     "it to third parties.",
      "opcomms serve --key bob.key --listen 127.0.0.1:9002 --allow allow.yaml "
      "--routes routes.yaml"},
     {"send", cmd_send, 0, -1, "key config ca to server from-id file lines text timeout",
@@ -1599,6 +1882,37 @@ static const struct command {
     {"route check", cmd_route_check, 3, 3, "allow ip", "FILE FROM TO",
      "May FROM send to TO at the server with this file, and why? With --allow, may it connect?",
      "opcomms route check routes.yaml $ALICE:0 $BOB:0 --allow allow.yaml"},
+    {"enqueue", cmd_enqueue, 0, -1,
+     "key config log to from-id file lines text context attempts expiry native-only",
+     "[MESSAGE...]",
+     "Queues each MESSAGE, or the content of --file, or all of standard input, or each of its\n"
+     "lines, in our log while its peer is not running, and prints their numbers. They are\n"
+     "delivered by `deliver` or `serve`, to --to HASH[:ID]@IP:PORT; without an address when that\n"
+     "peer connects to us.",
+     "opcomms enqueue --key alice.key --log alice.log --to $BOB@127.0.0.1:9002 \"hello bob\""},
+    {"deliver", cmd_deliver, 0, 0, "key config ca log allow routes within", "",
+     "Delivers what the outbox holds, in order, again and again until nothing is left or --within\n"
+     "is over. Ends with the code of the last message that became a dead letter, if one did.\n"
+     "Runs our peer as `serve` does, without listening.",
+     "opcomms deliver --key alice.key --log alice.log --allow allow.yaml --routes routes.yaml"},
+    {"outbox", cmd_outbox, 0, 0, "key config log payload", "", "Lists what is to be delivered.",
+     "opcomms outbox --key alice.key --log alice.log"},
+    {"cancel", cmd_cancel, 1, -1, "key config log", "NUMBER...",
+     "Takes messages out of the outbox. Exit code 8: it is out, but was sent before.",
+     "opcomms cancel --key alice.key --log alice.log 17"},
+    {"dead", cmd_dead, 0, 0, "key config log payload", "",
+     "Lists the dead letters: what was refused for good, expired or ran out of attempts.",
+     "opcomms dead --key alice.key --log alice.log --payload"},
+    {"requeue", cmd_requeue, 1, -1, "key config log", "NUMBER...",
+     "Puts dead letters back into the outbox, behind all others, and prints their new numbers.",
+     "opcomms requeue --key alice.key --log alice.log 17"},
+    {"drop", cmd_drop, 1, -1, "key config log", "NUMBER...", "Ends dead letters.",
+     "opcomms drop --key alice.key --log alice.log 17"},
+    {"accept-rollback", cmd_accept_rollback, 1, 1, "key config ca log allow routes timeout",
+     "HASH[@IP:PORT]",
+     "Goes on with a peer although its log or ours was replaced by an older copy; messages may\n"
+     "come twice then. When it is its log, the peer has to be asked, at IP:PORT.",
+     "opcomms accept-rollback --config alice.yaml $BOB@127.0.0.1:9002"},
     {"log verify", cmd_log_verify, 1, 1, "", "FILE",
      "Checks everything in a log and reports. Changes nothing; a peer may be running.",
      "opcomms log verify bob.log"},
@@ -1636,7 +1950,7 @@ static void help_all(void) {
            "[ARGUMENT]...\n\n", opcomms_version());
     for (i = 0; i < COMMANDS; i++) {
         size_t line = strcspn(commands[i].help, "\n");
-        printf("  %-13s %.*s\n", commands[i].name, (int)line, commands[i].help);
+        printf("  %-15s %.*s\n", commands[i].name, (int)line, commands[i].help);
     }
     printf("\nEvery command takes --help and --json (one JSON object a line). \"--\" ends the "
            "options.\nThe password of an encrypted key is the content of the file that "
