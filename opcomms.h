@@ -17419,8 +17419,10 @@ OPC__FN int opc__flow_has_credit(const opc__flow_out *ch) {
 
 /* A channel that has to begin anew, for another opening of our log or for acknowledgements it was
    not opened for, does so once all before is settled. */
-OPC__FN void opc__flow_reopen(opc__flow_out *ch) {
-    if (ch->settled >= ch->last && !ch->under_way) ch->state = OPC__FLOW_CLOSING;
+OPC__FN void opc__flow_reopen(opc__flow *f, opc__flow_out *ch) {
+    if (ch->settled < ch->last || ch->under_way) return;
+    ch->state = OPC__FLOW_CLOSING;
+    f->peer->more = 1; /* in another step, and nothing else may ask for one */
 }
 
 /* The next message of a destination of the outbox, or the next chunk of it. */
@@ -17432,7 +17434,7 @@ OPC__FN int opc__flow_write_queue(opc__flow *f, opc__flow_out *ch, opc__pen *pen
     uint8_t flags = 0;
     int wrote;
     if ((d->wants & ~ch->wants) != 0) {
-        opc__flow_reopen(ch);
+        opc__flow_reopen(f, ch);
         if (ch->state != OPC__FLOW_OPEN) return OPC__PEN_NOTHING;
     }
     if (ch->under_way &&
@@ -17446,7 +17448,7 @@ OPC__FN int opc__flow_write_queue(opc__flow *f, opc__flow_out *ch, opc__pen *pen
     if (!ch->under_way) {
         const opc__era *era = opc__outbox_era(&p->outbox, e);
         if (!opc__outbox_epoch_equal(&era->epoch, &ch->epoch)) {
-            opc__flow_reopen(ch);
+            opc__flow_reopen(f, ch);
             return OPC__PEN_NOTHING;
         }
         if (!opc__flow_has_credit(ch)) return OPC__PEN_NOTHING;
@@ -17485,7 +17487,10 @@ OPC__FN opc__flow_out *opc__flow_direct(opc__flow *f, const opc__call *call) {
             if (ch->state == OPC__FLOW_OPEN && call->number <= ch->last && !ch->under_way) {
                 const opc__call *w = f->waiting;
                 while (w != NULL && w->channel != i + 1u) w = w->next;
-                if (w == NULL) ch->state = OPC__FLOW_CLOSING;
+                if (w == NULL) {
+                    ch->state = OPC__FLOW_CLOSING;
+                    f->peer->more = 1;
+                }
             }
             return ch;
         }
@@ -17556,6 +17561,7 @@ OPC__FN int opc__flow_write_channel(opc__flow *f, opc__flow_out *ch, opc__pen *p
             opc__peer_unserved(f->peer, ch->dest, OPCOMMS_OK);
         }
         memset(ch, 0, sizeof *ch);
+        f->peer->more = 1;
         opc__peer_rouse(f->peer, opc__tls_peer(&f->slot->conn.tls)); /* one may wait for it */
         return OPC__PEN_WROTE;
     }

@@ -52,7 +52,7 @@ static opcomms_err start(party *p, opcomms_error *err) {
     return rc;
 }
 
-static void both(opcomms_key_type type) {
+static inline void both(opcomms_key_type type) {
     opcomms_error err;
     make(&a, "a", type);
     make(&b, "b", type);

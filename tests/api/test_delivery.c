@@ -2,7 +2,7 @@
    the public functions alone. Nothing sleeps: every wait is for an event or a condition. */
 #include "party.h"
 
-#define LONG 60000u /* milliseconds: more than anything here takes */
+#define LONG 20000u /* milliseconds: more than anything here takes */
 
 static opcomms_config ca, cb; /* of a and b; up() fills in what is the party's */
 
@@ -114,7 +114,7 @@ static int event_comes(party *p, uint64_t number, uint32_t state) {
 static int drained(party *p) {
     opcomms_event e;
     int i;
-    for (i = 0; i < 6000; i++) {
+    for (i = 0; i < 2000; i++) {
         if (opcomms_queued_count(p->peer, NULL) == 0) return 1;
         (void)opcomms_next_event(p->peer, 10, &e);
     }
@@ -357,7 +357,7 @@ TEST(queued_messages_can_be_looked_at) {
     CHECK_EQ(opcomms_enqueue(a.peer, &to, b.address, "context", 7, "payload", 7, &o, &n[1], &err),
              OPCOMMS_OK);
     n[2] = queue("two");
-    for (i = 0; i < 6000; i++) { /* until it was tried in vain */
+    for (i = 0; i < 2000; i++) { /* until it was tried in vain */
         CHECK_EQ(opcomms_queued_get(a.peer, n[1], &q), OPCOMMS_OK);
         if (q.attempts > 0) break;
         (void)opcomms_next_event(a.peer, 10, &e);
@@ -657,7 +657,7 @@ TEST(what_is_cancelled_when_it_was_sent_may_have_arrived) {
     CHECK(gets(&b, 0, "0"));
     gate_set(1); /* the receiver cannot acknowledge */
     number = queue("1");
-    for (i = 0; i < 6000; i++) {
+    for (i = 0; i < 2000; i++) {
         CHECK_EQ(opcomms_queued_get(a.peer, number, &q), OPCOMMS_OK);
         if (q.state == OPCOMMS_STATE_SENT) break;
         (void)opcomms_next_event(a.peer, 10, &e);
@@ -676,7 +676,7 @@ TEST(what_is_cancelled_when_it_was_sent_may_have_arrived) {
 /* Pumps b, which has no thread, until a message is there. */
 static int pump_until_message(void) {
     int i;
-    for (i = 0; i < 6000; i++) {
+    for (i = 0; i < 2000; i++) {
         if (opcomms_wait(b.peer, 0) == OPCOMMS_OK) return 1;
         CHECK_EQ(opcomms_poll(b.peer, 10), OPCOMMS_OK);
     }
@@ -701,7 +701,7 @@ TEST(a_message_cancelled_half_way_does_not_mix_with_the_next) {
     memset(data, 'A', size);
     CHECK_EQ(opcomms_enqueue(a.peer, &to, b.address, NULL, 0, data, size, NULL, &first, &err),
              OPCOMMS_OK);
-    for (i = 0; i < 6000 && stats_of(&b).native_connections == 0; i++) {
+    for (i = 0; i < 2000 && stats_of(&b).native_connections == 0; i++) {
         CHECK_EQ(opcomms_poll(b.peer, 10), OPCOMMS_OK);
     }
     for (i = 0; i < 20; i++) CHECK_EQ(opcomms_poll(b.peer, 10), OPCOMMS_OK);
@@ -715,7 +715,7 @@ TEST(a_message_cancelled_half_way_does_not_mix_with_the_next) {
     CHECK_EQ(len, size);
     for (i = 0; i < len; i++) wrong += back[i] != 'B';
     CHECK_EQ(wrong, 0);
-    for (i = 0; i < 6000 && opcomms_queued_count(a.peer, NULL) > 0; i++) {
+    for (i = 0; i < 2000 && opcomms_queued_count(a.peer, NULL) > 0; i++) {
         CHECK_EQ(opcomms_poll(b.peer, 10), OPCOMMS_OK);
     }
     CHECK(event_is(&a, first, OPCOMMS_STATE_CANCELLED));
