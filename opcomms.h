@@ -16827,6 +16827,7 @@ OPC__FN opcomms_err opc__flow_on_open(opc__flow *f, const opc__native_event *e) 
     ch->wants = e->wants;
     ch->epoch = e->epoch;
     ch->tell = 1;
+    ch->consumed_seen = UINT64_MAX; /* whatever was consumed before it was opened counts */
     rc = opc__flow_routes(f, ch);
     if (rc == OPCOMMS_OK) {
         rc = opc__mailbox_open(&p->mailbox, ch->dest, ch->dest_len, ch->dest_id, &ch->box);
@@ -17561,7 +17562,6 @@ OPC__FN int opc__flow_write_channel(opc__flow *f, opc__flow_out *ch, opc__pen *p
             opc__peer_unserved(f->peer, ch->dest, OPCOMMS_OK);
         }
         memset(ch, 0, sizeof *ch);
-        f->peer->more = 1;
         opc__peer_rouse(f->peer, opc__tls_peer(&f->slot->conn.tls)); /* one may wait for it */
         return OPC__PEN_WROTE;
     }
