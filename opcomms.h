@@ -18558,7 +18558,8 @@ OPC__FN void opc__node_slot_pump(opcomms_peer *p, opc__slot *s, uint64_t now_us)
     }
     if (s->flow != NULL && s->flow->greeted != s->flow->hello_got) {
         s->flow->greeted = 1;
-        opc__peer_rouse(p, opc__tls_peer(&c->tls)); /* what waits for such a connection */
+        /* What waits for such a connection; but not for one that is ended for what HELLO said. */
+        if (s->flow->bye == 0) opc__peer_rouse(p, opc__tls_peer(&c->tls));
     }
     if (s->mail != NULL && s->mail->busy && s->mail->call.done) {
         opc__node_mail_end(p, s, s->mail->call.result);
