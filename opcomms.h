@@ -12657,10 +12657,12 @@ OPC__FN int opc__rates_take(opc__rates *r, const uint8_t hash[32], uint32_t *hin
    PEER, all that is known of one peer; replaces the one before:
        0  key 32                                               48  excused: counter 8, random 8
       32  forgotten 8: the peer's messages in this log up to   64  blamed: counter 8, random 8
-          this number do not count, because it was accepted    80  count 2 (at most 251), zero 6
-      40  uncertain up to this counter 8                       88  count x (counter 8, random 8)
+          this number do not count, because it was accepted    80  count 2 (at most 251)
+      40  uncertain up to this counter 8                       82  stopped 1, zero 5
+                                                               88  count x (counter 8, random 8)
           `blamed` (zero: none) is the epoch the peer knows us by, which our log has never had;
-          `excused` the one that was accepted last. The epochs the peer has announced follow, of
+          `excused` the one that was accepted last. Stopped (0 or 1): the peer has announced
+          epochs that show an older copy of its log. Those it has announced before follow, of
           ascending counters from 1.
    OPENED, one opening of this log: counter 8, random 32, of which the first 8 are its epoch's. */
 
@@ -13194,7 +13196,10 @@ OPC__FN opcomms_err opc__numbers_judge(opc__numbers *n, const uint8_t key[32], c
     if (p == NULL && !theirs && !ours && h->now.counter == 0) return OPCOMMS_OK;
     rc = opc__numbers_peer_get(n, key, n->peers_max, &p);
     if (rc != OPCOMMS_OK) return rc;
-    p->theirs = theirs;
+    if (h->now.counter != 0 && p->theirs != theirs) { /* to be accepted also after a restart */
+        p->theirs = theirs;
+        *changed = 1;
+    }
     if (ours && !opc__numbers_same(&p->blamed, &h->known)) {
         p->blamed = h->known;
         *changed = 1;
@@ -13273,6 +13278,7 @@ OPC__FN size_t opc__numbers_peer_write(const opc__numbers_peer *p, uint8_t out[O
     opc__native_put_epoch(out + 48, &p->excused);
     opc__native_put_epoch(out + 64, &p->blamed);
     opc__buf_put16(out + 80, p->count);
+    out[82] = p->theirs != 0;
     for (i = 0; i < p->count; i++) {
         opc__native_put_epoch(out + OPC__NUMBERS_PEER + (size_t)16 * i, &p->list[i]);
     }
@@ -13417,7 +13423,7 @@ OPC__FN opcomms_err opc__numbers_recover_peer(opc__numbers *n, const uint8_t *p,
     if (len < OPC__NUMBERS_PEER) return OPCOMMS_E_LOG_DAMAGED;
     count = opc__buf_be16(p + 80);
     if (count > OPC__NUMBERS_EPOCHS || len != OPC__NUMBERS_PEER + (size_t)16 * count ||
-        opc__buf_be16(p + 82) != 0 || opc__buf_be32(p + 84) != 0 ||
+        p[82] > 1 || p[83] != 0 || opc__buf_be32(p + 84) != 0 ||
         (opc__buf_be64(p + 48) == 0 && opc__buf_be64(p + 56) != 0) ||
         (opc__buf_be64(p + 64) == 0 && opc__buf_be64(p + 72) != 0)) {
         return OPCOMMS_E_LOG_DAMAGED;
@@ -13444,6 +13450,7 @@ OPC__FN opcomms_err opc__numbers_recover_peer(opc__numbers *n, const uint8_t *p,
     peer->forgotten = forgotten;
     opc__native_get_epoch(p + 48, &peer->excused);
     opc__native_get_epoch(p + 64, &peer->blamed);
+    peer->theirs = p[82];
     return OPCOMMS_OK;
 }
 

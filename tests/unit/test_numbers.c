@@ -309,7 +309,7 @@ TEST(an_epoch_that_we_were_not_told_of_shows_that_their_log_is_a_copy) {
     CHECK_EQ(judge(n, peer_a, hello(ep(5, 55), none, 2, ep(2, 22), ep(4, 44)), &c), 0);
     CHECK(!c); /* nothing new */
     CHECK_EQ(judge(n, peer_a, hello(ep(5, 56), none, 0, none, none), &c), OPC__NUMBERS_THEIRS);
-    CHECK(!c);
+    CHECK(c); /* that it is stopped */
     CHECK_EQ(judge(n, peer_a, hello(ep(4, 44), none, 0, none, none), &c), OPC__NUMBERS_THEIRS);
     CHECK_EQ(judge(n, peer_a, hello(ep(3, 33), none, 0, none, none), &c), OPC__NUMBERS_THEIRS);
     CHECK_EQ(judge(n, peer_a, hello(ep(6, 66), none, 1, ep(3, 33), none), &c),
@@ -600,6 +600,33 @@ TEST(all_notes_make_the_same_state_again) {
     gone(m);
 }
 
+TEST(what_is_to_be_accepted_is_remembered_and_a_store_in_memory_does_not_change_it) {
+    static notes a;
+    opc__numbers *n = fresh(8, 8), *m = fresh(8, 8);
+    int c;
+    CHECK_EQ(judge(n, peer_a, hello(ep(9, 99), none, 0, none, none), &c), 0);
+    CHECK_EQ(judge(n, peer_a, hello(ep(8, 88), none, 0, none, none), &c), OPC__NUMBERS_THEIRS);
+    CHECK(c);
+    CHECK_EQ(judge(n, peer_a, hello(ep(8, 89), none, 0, none, none), &c), OPC__NUMBERS_THEIRS);
+    CHECK(!c);
+    CHECK_EQ(judge(n, peer_a, hello(ep(0, 1), none, 0, none, none), &c), 0);
+    CHECK(!c);
+    written(n, &a);
+    recover(m, &a);
+    CHECK_EQ(opc__numbers_accept(m, peer_a), OPCOMMS_OK);
+    CHECK_EQ(opc__numbers_accept(m, peer_a), OPCOMMS_E_NOT_FOUND);
+    CHECK_EQ(judge(m, peer_a, hello(ep(8, 88), none, 0, none, none), &c), 0);
+    /* the right log is back */
+    CHECK_EQ(judge(n, peer_a, hello(ep(9, 99), none, 0, none, none), &c), 0);
+    CHECK(c);
+    CHECK_EQ(opc__numbers_accept(n, peer_a), OPCOMMS_E_NOT_FOUND);
+    written(n, &a);
+    recover(m, &a);
+    CHECK_EQ(opc__numbers_accept(m, peer_a), OPCOMMS_E_NOT_FOUND);
+    gone(n);
+    gone(m);
+}
+
 static void put(uint8_t *p, size_t *n, const char *hex) {
     for (; hex[0] != 0; hex++) {
         if (hex[0] == ' ') continue;
@@ -659,7 +686,8 @@ TEST(malformed_notes_are_damage) {
         uint8_t value;
     } bad[] = {
         {OPC__NOTE_PEER, 80, 1},  {OPC__NOTE_PEER, 81, 0},  {OPC__NOTE_PEER, 81, 2},
-        {OPC__NOTE_PEER, 82, 1},  {OPC__NOTE_PEER, 87, 1},  {OPC__NOTE_PEER, 63, 1},
+        {OPC__NOTE_PEER, 82, 2},  {OPC__NOTE_PEER, 83, 1},  {OPC__NOTE_PEER, 87, 1},
+        {OPC__NOTE_PEER, 63, 1},
         {OPC__NOTE_PEER, 79, 1},  {OPC__NOTE_PEER, 95, 0},  {OPC__NOTE_PEER, 95, 4},
         {OPC__NOTE_SEEN, 34, 0},  {OPC__NOTE_SEEN, 34, 3},  {OPC__NOTE_SEEN, 34, 2},
         {OPC__NOTE_SEEN, 35, 1},  {OPC__NOTE_SEEN, 36, 5},  {OPC__NOTE_SEEN, 37, 1},
@@ -874,6 +902,7 @@ int main(void) {
     RUN(only_what_was_announced_is_announced);
     RUN(lists_of_epochs_and_tables_are_bounded);
     RUN(every_allocation_may_fail);
+    RUN(what_is_to_be_accepted_is_remembered_and_a_store_in_memory_does_not_change_it);
     RUN(all_notes_make_the_same_state_again);
     RUN(notes_have_the_bytes_that_are_described);
     RUN(malformed_notes_are_damage);
