@@ -1732,15 +1732,6 @@ static int cmd_cancel(int n, char **arg) { return each_number(n, arg, call_cance
 static int cmd_drop(int n, char **arg) { return each_number(n, arg, call_drop); }
 static int cmd_requeue(int n, char **arg) { return each_number(n, arg, call_requeue); }
 
-/* Our peer as `serve` runs it, but not listening. Without a thread: see each command. */
-static int open_caller(void) {
-    opcomms_config cfg;
-    int x = begin_config(&cfg);
-    if (x == END_OK) x = serve_config(&cfg);
-    cfg.flags |= OPCOMMS_NO_LISTEN | OPCOMMS_NO_BACKGROUND;
-    return x == END_OK ? open_peer(&cfg) : x;
-}
-
 /* One event. Returns the exit code of what is lost, or END_OK. */
 static int print_event(const opcomms_event *e) {
     const char *what = e->state == OPCOMMS_STATE_DURABLE || e->state == OPCOMMS_STATE_CONSUMED
@@ -1764,10 +1755,14 @@ static int print_event(const opcomms_event *e) {
 }
 
 static int cmd_deliver(int n, char **arg) {
+    opcomms_config cfg;
     uint64_t start = now_us();
-    int x = open_caller(), lost = END_OK, time_up = 0;
+    int x = begin_config(&cfg), lost = END_OK, time_up = 0;
     (void)n;
     (void)arg;
+    if (x == END_OK) x = serve_config(&cfg);
+    cfg.flags |= OPCOMMS_NO_LISTEN | OPCOMMS_NO_BACKGROUND;
+    if (x == END_OK) x = open_peer(&cfg);
     catch_signals();
     while (x == END_OK && !end_asked && !time_up) {
         opcomms_event e;
@@ -1790,27 +1785,16 @@ static int cmd_deliver(int n, char **arg) {
     return close_peer(x == END_OK || lost != END_OK ? lost : x);
 }
 
-/* What speaks against a peer's log is found out by asking that peer, when it says where it is. */
 static int cmd_accept_rollback(int n, char **arg) {
-    opcomms_identifier who;
     opcomms_error err;
     opcomms_err rc;
-    char *at = strchr(arg[0], '@');
     int x;
     (void)n;
-    if (!parse_whom(arg[0], &who, at != NULL ? out.address : NULL)) {
-        return usage("not HASH or HASH@IP:PORT", arg[0]);
-    }
-    x = at != NULL ? open_caller() : open_quiet(NULL, 1, 1);
-    if (x == END_OK && at != NULL) {
-        rc = opcomms_ping(peer, who.hash, out.address, o.timeout, &err);
-        if (rc != OPCOMMS_OK && rc != OPCOMMS_E_ROLLBACK) x = failed(out.address, rc, &err);
-    }
-    if (x == END_OK) {
-        rc = opcomms_accept_rollback(peer, who.hash, &err);
-        if (rc != OPCOMMS_OK) x = failed("nothing stands against it", rc, &err);
-    }
-    if (x == END_OK && o.json) json("ok:b hash:s", 1, who.hash);
+    if (!is_hash(arg[0], strlen(arg[0]))) return usage("not a hash", arg[0]);
+    x = open_quiet(NULL, 1, 1);
+    rc = x == END_OK ? opcomms_accept_rollback(peer, arg[0], &err) : OPCOMMS_OK;
+    if (rc != OPCOMMS_OK) x = failed("a rollback with that peer", rc, &err);
+    if (x == END_OK && o.json) json("ok:b hash:s", 1, arg[0]);
     return close_peer(x);
 }
 
@@ -1908,11 +1892,10 @@ static const struct command {
      "opcomms requeue --key alice.key --log alice.log 17"},
     {"drop", cmd_drop, 1, -1, "key config log", "NUMBER...", "Ends dead letters.",
      "opcomms drop --key alice.key --log alice.log 17"},
-    {"accept-rollback", cmd_accept_rollback, 1, 1, "key config ca log allow routes timeout",
-     "HASH[@IP:PORT]",
-     "Goes on with a peer although its log or ours was replaced by an older copy; messages may\n"
-     "come twice then. When it is its log, the peer has to be asked, at IP:PORT.",
-     "opcomms accept-rollback --config alice.yaml $BOB@127.0.0.1:9002"},
+    {"accept-rollback", cmd_accept_rollback, 1, 1, "key config log", "HASH",
+     "Goes on with a peer although its log or ours was replaced by an older copy, which was\n"
+     "reported. Messages may come twice then. The other side may have to do the same.",
+     "opcomms accept-rollback --key alice.key --log alice.log $BOB"},
     {"log verify", cmd_log_verify, 1, 1, "", "FILE",
      "Checks everything in a log and reports. Changes nothing; a peer may be running.",
      "opcomms log verify bob.log"},
