@@ -7859,7 +7859,6 @@ typedef struct opc__log {
     /* the one head and the one payload piece read last, both verified */
     uint8_t *head;
     uint32_t head_len;
-    uint32_t head_body; /* bytes of its operation's body */
     unsigned head_type;
     uint64_t head_ref;
     uint8_t *piece;
@@ -7997,7 +7996,6 @@ OPC__FN opcomms_err opc__log_head(opc__log *l, uint64_t ref) {
     if (rc != OPCOMMS_OK) return rc;
     if (!opc__log_head_sound(l, op[0], l->head, len)) return OPCOMMS_E_LOG_DAMAGED;
     l->head_ref = ref;
-    l->head_body = opc__buf_be32(op + 4);
     l->head_len = (uint32_t)len;
     l->head_type = op[0];
     return OPCOMMS_OK;
@@ -9690,28 +9688,46 @@ OPC__FN opcomms_err opc__log_state(opc__log *l, uint64_t at, opc__msg_meta *m) {
     return OPCOMMS_OK;
 }
 
+/* Tells the owner of the message at `ref`; `tried`: where the last operation on it lies, or 0. Reads
+   through the window: messages are told in the order of the file. */
+OPC__FN opcomms_err opc__log_tell_one(opc__log *l, opc__log_scan *c, uint64_t ref, uint64_t tried) {
+    size_t most = OPC__LOG_HEAD_MAX + 8u, len;
+    uint8_t *p = NULL;
+    uint32_t body;
+    opc__msg_meta m;
+    opcomms_err rc;
+    if (most > c->size - ref) most = (size_t)(c->size - ref);
+    if (most > c->buf_cap) most = c->buf_cap;
+    rc = opc__log_window(l, c, ref, most, &p);
+    if (rc != OPCOMMS_OK) return rc;
+    body = opc__buf_be32(p + 4);
+    if (opc__buf_be32(p + 8 + 72) > OPC__LOG_FRAGS) {
+        return OPCOMMS_E_LIMIT; /* a larger OPCOMMS_MAX_FRAME stored it */
+    }
+    len = opc__log_head_len(p[0], p + 8, body);
+    if (len == 0 || len > most - 8 || !opc__log_head_sound(l, p[0], p + 8, len)) {
+        return OPCOMMS_E_LOG_DAMAGED;
+    }
+    opc__log_meta_of(l, p[0], p + 8, &m);
+    ref = opc__log_ref(ref, opc__log_message_bytes(p + 8, body));
+    l->live += opc__log_size_of(ref);
+    if (tried != 0 && m.kind == OPC__KIND_OUT) rc = opc__log_state(l, tried, &m);
+    if (rc != OPCOMMS_OK || l->owner.found == NULL) return rc;
+    return l->owner.found(l->owner.user, m.uid, ref, &m);
+}
+
 /* Tells the owner of every message that is not over. */
-OPC__FN opcomms_err opc__log_tell(opc__log *l, const opc__log_scan *c, opcomms_error *err) {
+OPC__FN opcomms_err opc__log_tell(opc__log *l, opc__log_scan *c, opcomms_error *err) {
     size_t i;
     for (i = 0; i < c->count; i++) {
         const uint8_t *e = opc__log_entry(c, i);
-        uint64_t ref = opc__log_be48(e + 8), tried = opc__log_be48(e + 14);
-        opc__msg_meta m;
+        uint64_t ref = opc__log_be48(e + 8);
         opcomms_err rc;
         if (ref == 0) continue;
-        rc = opc__log_head(l, ref);
-        if (rc == OPCOMMS_OK) {
-            opc__log_meta_of(l, l->head_type, l->head, &m);
-            if (tried != 0 && m.kind == OPC__KIND_OUT) rc = opc__log_state(l, tried, &m);
-        }
-        if (rc == OPCOMMS_OK) {
-            ref = opc__log_ref(ref, opc__log_message_bytes(l->head, l->head_body));
-            l->live += opc__log_size_of(ref);
-            if (l->owner.found != NULL) rc = l->owner.found(l->owner.user, m.uid, ref, &m);
-        }
+        rc = opc__log_tell_one(l, c, ref, opc__log_be48(e + 14));
         if (rc == OPCOMMS_OK) continue;
         (void)opc__err_set(err, rc, 0, "stored message");
-        if (err != NULL) err->position = opc__log_at(ref);
+        if (err != NULL) err->position = ref;
         return rc;
     }
     return OPCOMMS_OK;
