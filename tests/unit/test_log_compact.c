@@ -440,6 +440,45 @@ TEST(a_compaction_that_fails_is_given_up_and_the_log_goes_on) {
     printf("calls of a compaction that failed: %llu\n", (unsigned long long)calls);
 }
 
+TEST(space_that_ends_at_any_byte_of_a_copy_gives_it_up_and_no_more) {
+    uint64_t space, bytes = 0, done = 0;
+    int all = getenv("LOG_IMAGES") != NULL;
+    for (space = 1; done < 3; space += all ? 1 : space < 4200 ? 371 : 97) {
+        opc__log_options o;
+        opc__store *s = NULL;
+        uint64_t was;
+        int i, rc = 0;
+        ten_of_twenty(bytes % 2 ? 3000 : 0);
+        was = w.s->c->bytes(w.s);
+        disk.space = space;
+        for (i = 0; i < 100 && w.compactions + w.gave_up == 0; i++) {
+            int flush = 0;
+            rc = w.s->c->compact(w.s, 1, &flush);
+            if (flush) CHECK_EQ(w.s->c->flush_end(w.s, w.s->c->flush_run(w.s)), OPCOMMS_OK);
+        }
+        disk.space = 0;
+        CHECK_EQ(w.compactions, rc == OPCOMMS_OK);
+        CHECK(rc == OPCOMMS_OK || rc == OPCOMMS_E_IO);
+        done += w.compactions;
+        bytes++;
+        CHECK(space < was);
+        fd_kill(&disk, &copy);
+        o = w.o;
+        o.plat = &copy.plat;
+        CHECK_EQ(log_open_with(&o, &s, &f, &err), OPCOMMS_OK);
+        world_check(&w, s, &f);
+        if (s != NULL) log_abandon(s);
+        put(MSG_PLAIN, 10);
+        world_note(&w);
+        check_kept();
+        end();
+        if (space >= was) break;
+    }
+    CHECK_EQ(done, 3);
+    CHECK(bytes > 100);
+    printf("space ended at bytes of a copy: %llu\n", (unsigned long long)bytes);
+}
+
 /* A rename that fails, and a name that cannot be read to see whose it is: nothing more is said to
    be durable. */
 TEST(a_name_of_which_nobody_knows_whose_it_is_ends_the_log_with_both_files_complete) {
@@ -707,6 +746,7 @@ int main(void) {
     RUN(notes_that_compaction_cannot_do_without_do_not_start_it_again_and_again);
     RUN(a_full_log_takes_messages_again_when_there_is_something_to_gain);
     RUN(a_compaction_that_fails_is_given_up_and_the_log_goes_on);
+    RUN(space_that_ends_at_any_byte_of_a_copy_gives_it_up_and_no_more);
     RUN(a_name_of_which_nobody_knows_whose_it_is_ends_the_log_with_both_files_complete);
     RUN(damage_anywhere_in_a_compacted_log_is_refused_with_its_place);
     RUN(operations_of_a_newer_version_are_kept_and_a_file_left_behind_is_removed);

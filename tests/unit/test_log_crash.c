@@ -8,7 +8,7 @@
 static fdisk disk, level[3]; /* level n: images made while an image of level n - 1 is opened */
 static world *now;
 static found image_found[3];
-static uint64_t images, images_wanted, images_nested, compactions;
+static uint64_t images, images_wanted, images_nested, compactions, of_4096;
 static uint64_t rng;
 static int per_call;
 
@@ -71,6 +71,7 @@ static void cut_images(const fdisk *src, int depth, int count) {
     int i;
     for (i = 0; i < count; i++) {
         unsigned sector = fd_below(&rng, 3) == 0 ? 4096 : 512;
+        of_4096 += sector == 4096;
         fd_cut(src, &level[depth], sector, (int)fd_below(&rng, FD_CUTS), &rng);
         open_image(&level[depth], depth);
         if (fd_below(&rng, 8) == 0) { /* the process dies, the system lives a while longer */
@@ -132,10 +133,12 @@ TEST(what_was_durable_survives_every_power_cut_and_a_cut_is_never_taken_for_dama
     CHECK(images >= images_wanted);
     CHECK(images_nested > images_wanted / 50);
     CHECK(compactions > images_wanted / 2000);
-    printf("%llu power-cut images opened, %llu of them within a recovery, through %llu "
-           "compactions, up to seed %llu\n",
+    CHECK(of_4096 > images_wanted / 10);
+    printf("%llu power-cut images opened, %llu of them within a recovery, %llu of sectors of 4096, "
+           "the others of 512, through %llu compactions, up to seed %llu\n",
            (unsigned long long)images, (unsigned long long)images_nested,
-           (unsigned long long)compactions, (unsigned long long)seed);
+           (unsigned long long)of_4096, (unsigned long long)compactions,
+           (unsigned long long)seed);
 }
 
 TEST(a_creation_that_is_cut_short_anywhere_is_made_good) {
