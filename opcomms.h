@@ -1761,10 +1761,9 @@ OPC__FN uint64_t opc__posix_now_us(void *user) {
 }
 
 OPC__FN int64_t opc__posix_wall_s(void *user) {
-    struct timespec t;
+    time_t now = time(NULL); /* cheaper than a finer clock */
     (void)user;
-    if (clock_gettime(CLOCK_REALTIME, &t) != 0) return 0;
-    return (int64_t)t.tv_sec;
+    return now < 0 ? 0 : (int64_t)now;
 }
 
 OPC__FN opcomms_err opc__posix_random(void *user, void *out, size_t len) {
@@ -2527,6 +2526,28 @@ OPC__FN void opc__cond_wait(opc__cond *c, opc__mutex *m, uint64_t us) {
     (void)us;
 }
 #endif
+
+/* A counter that is changed under `m` by opc__thread_put64, and read without it where that can be
+   done. */
+OPC__FN uint64_t opc__thread_get64(uint64_t *v, opc__mutex *m) {
+#if defined(__GCC_ATOMIC_LLONG_LOCK_FREE) && __GCC_ATOMIC_LLONG_LOCK_FREE == 2
+    (void)m;
+    return __atomic_load_n(v, __ATOMIC_ACQUIRE);
+#else
+    uint64_t now;
+    opc__mutex_lock(m);
+    now = *v;
+    opc__mutex_unlock(m);
+    return now;
+#endif
+}
+OPC__FN void opc__thread_put64(uint64_t *v, uint64_t now) {
+#if defined(__GCC_ATOMIC_LLONG_LOCK_FREE) && __GCC_ATOMIC_LLONG_LOCK_FREE == 2
+    __atomic_store_n(v, now, __ATOMIC_RELEASE);
+#else
+    *v = now;
+#endif
+}
 
 /* >>frame ==== L2 ==== the four-byte length in front of every tarpc document */
 
@@ -11593,7 +11614,7 @@ OPC__FN void opc__list_release(opc__list *l, size_t bytes) {
 /* Called with the lock: everybody who watches looks again. The wake functions take no lock. */
 OPC__FN void opc__list_changed(opc__list *l) {
     uint32_t i;
-    l->generation++;
+    opc__thread_put64(&l->generation, l->generation + 1u);
     for (i = 0; i < l->watchers; i++) l->watcher[i].wake(l->watcher[i].user);
 }
 
@@ -11867,11 +11888,7 @@ OPC__FN int opc__allow_address(opcomms_allow_list *a, const opcomms_address *fro
 }
 
 OPC__FN uint64_t opc__allow_generation(opcomms_allow_list *a) {
-    uint64_t g;
-    opc__allow_lock(a);
-    g = a->l.generation;
-    opc__allow_unlock(a);
-    return g;
+    return opc__thread_get64(&a->l.generation, &a->l.lock);
 }
 
 OPC__FN opcomms_err opc__allow_watch(opcomms_allow_list *a, void (*wake)(void *user),
@@ -11970,11 +11987,7 @@ OPC__FN int opc__route_can(opcomms_routing_table *table, const uint8_t *from, si
 
 /* Changes with every change of the table. */
 OPC__FN uint64_t opc__route_generation(opcomms_routing_table *t) {
-    uint64_t g;
-    opc__mutex_lock(&t->l.lock);
-    g = t->l.generation;
-    opc__mutex_unlock(&t->l.lock);
-    return g;
+    return opc__thread_get64(&t->l.generation, &t->l.lock);
 }
 
 /* >>settings ==== L3 ==== settings from a YAML file, by one table of keys */
@@ -15026,6 +15039,7 @@ typedef struct opc__outbox {
     uint32_t dead;
     uint32_t dead_first; /* in the order in which they died; after opening, by number */
     uint32_t dead_last;
+    uint32_t latest; /* the destination opened last, which may be another by now */
     uint32_t key_bucket[OPC__OUTBOX_KEYS];
     uint32_t server_bucket[OPC__OUTBOX_SERVERS];
 } opc__outbox;
@@ -15404,17 +15418,23 @@ OPC__FN uint32_t opc__outbox_key_of(const opc__dest *x) {
     return opc__outbox_key(x->server, x->from_id, x->dest, x->dest_len, x->dest_id);
 }
 
+OPC__FN int opc__outbox_is(const opc__dest *x, const uint8_t server[32], uint8_t from_id,
+                           const uint8_t *dest, uint32_t len, uint8_t dest_id) {
+    return x->from_id == from_id && x->dest_id == dest_id && x->dest_len == len &&
+           memcmp(x->server, server, 32) == 0 && (len == 0 || memcmp(x->dest, dest, len) == 0);
+}
+
 /* The index of a destination, or OPC__ITEMS_NONE. */
 OPC__FN uint32_t opc__outbox_find(const opc__outbox *o, const uint8_t server[32], uint8_t from_id,
                                   const uint8_t *dest, uint32_t len, uint8_t dest_id) {
-    uint32_t d = o->key_bucket[opc__outbox_key(server, from_id, dest, len, dest_id)];
-    while (d != OPC__ITEMS_NONE) {
-        const opc__dest *x = &o->dests[d];
-        if (x->from_id == from_id && x->dest_id == dest_id && x->dest_len == len &&
-            memcmp(x->server, server, 32) == 0 && (len == 0 || memcmp(x->dest, dest, len) == 0)) {
-            break;
-        }
-        d = x->key_next;
+    uint32_t d = o->latest;
+    if (d < o->dests_count && opc__outbox_is(&o->dests[d], server, from_id, dest, len, dest_id)) {
+        return d;
+    }
+    d = o->key_bucket[opc__outbox_key(server, from_id, dest, len, dest_id)];
+    while (d != OPC__ITEMS_NONE &&
+           !opc__outbox_is(&o->dests[d], server, from_id, dest, len, dest_id)) {
+        d = o->dests[d].key_next;
     }
     return d;
 }
@@ -15508,6 +15528,7 @@ OPC__FN opcomms_err opc__outbox_open_max(opc__outbox *o, const uint8_t server[32
     if (len > 1024u) return OPCOMMS_E_INVAL;
     d = opc__outbox_find(o, server, from_id, dest, len, dest_id);
     if (d != OPC__ITEMS_NONE) {
+        o->latest = d;
         *out = d;
         return OPCOMMS_OK;
     }
@@ -16189,7 +16210,18 @@ typedef struct opc__known {
     int tarpc;
 } opc__known;
 
+/* Where a message was queued to: texts that were read, and the allow list that was asked. */
+typedef struct opc__aim {
+    char hash[65];
+    char address[63];
+    int named; /* there is an address */
+    uint64_t list; /* generation of the allow list; 0: it is to be asked */
+    uint8_t server[32];
+    opcomms_address to;
+} opc__aim;
+
 #define OPC__STATE_MAX 4096u
+#define OPC__PEER_AIMS 4u
 #define OPC__PEER_KNOWN 64u
 #define OPC__PEER_EVENTS 256u
 
@@ -16275,6 +16307,7 @@ struct opcomms_peer {
     int64_t wall_s;        /* at the beginning of this step */
     opc__call *directs;    /* of threads that wait, without a connection so far */
     uint64_t direct_number;
+    opc__aim aims[OPC__PEER_AIMS];
     opc__known known[OPC__PEER_KNOWN];
     uint32_t known_next;
     opcomms_event events[OPC__PEER_EVENTS];
@@ -20515,8 +20548,8 @@ OPC__FN opcomms_err opc__pub_config(const opcomms_config *cfg, opcomms_config *o
 }
 
 /* What the outbox keeps of a message for those who send it. */
-OPC__FN void opc__pub_queued_as(opcomms_peer *p, uint64_t uid, const opc__msg_meta *m) {
-    opc__entry *e = opc__items_at(&p->items, opc__items_find(&p->items, uid));
+OPC__FN void opc__pub_queued_as(opcomms_peer *p, uint32_t i, const opc__msg_meta *m) {
+    opc__entry *e = opc__items_at(&p->items, i);
     opc__dest *d = &p->outbox.dests[e->box];
     e->text = (m->flags & OPC__MSG_TEXT) != 0;
     e->native = (m->options & 1u) != 0;
@@ -20534,7 +20567,9 @@ OPC__FN opcomms_err opc__pub_found(void *user, uint64_t uid, uint64_t ref,
     opcomms_err rc;
     if (meta->kind != OPC__KIND_IN) {
         rc = opc__outbox_found(&p->outbox, meta, uid, ref);
-        if (rc == OPCOMMS_OK && meta->kind == OPC__KIND_OUT) opc__pub_queued_as(p, uid, meta);
+        if (rc == OPCOMMS_OK && meta->kind == OPC__KIND_OUT) {
+            opc__pub_queued_as(p, opc__items_find(&p->items, uid), meta);
+        }
         return rc;
     }
     rc = opc__mailbox_open(&p->mailbox, meta->dest, meta->dest_len, meta->dest_id, &box);
@@ -21381,7 +21416,7 @@ OPCOMMS_API opcomms_err opcomms_receive(opcomms_peer *peer, uint32_t timeout_ms,
 /* The handle's entry is still the message it was made for. */
 OPC__FN int opc__pub_message_lives(const opcomms_message *m) {
     const opcomms_peer *p = m->peer;
-    return p->store != NULL && opc__items_find(&p->items, m->uid) == m->entry;
+    return p->store != NULL && opc__items_at(&p->items, m->entry)->uid == m->uid;
 }
 
 OPCOMMS_API opcomms_err opcomms_ack(opcomms_message *message, opcomms_error *err) {
@@ -21785,6 +21820,38 @@ typedef struct opc__order {
     int open; /* the put is */
 } opc__order;
 
+/* With the lock: where it goes, and whether the allow list lets it. */
+OPC__FN opcomms_err opc__pub_aim(opcomms_peer *p, const opcomms_identifier *to,
+                                 const char *address, opc__msg_meta *m, opcomms_error *err) {
+    opc__aim *a = &p->aims[(unsigned char)to->hash[0] % OPC__PEER_AIMS];
+    uint64_t list = opc__allow_generation(p->allow) + 1u;
+    size_t n = address != NULL ? strlen(address) : 0;
+    if (to->id < 0 || to->id > 255) return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the destination");
+    if (a->list != list || memcmp(a->hash, to->hash, 65) != 0 || a->named != (address != NULL) ||
+        (address != NULL && strcmp(a->address, address) != 0)) {
+        a->list = 0;
+        if (!opc__pub_identifier(to, a->server)) {
+            return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the destination");
+        }
+        memset(&a->to, 0, sizeof a->to);
+        if (address != NULL && (n >= sizeof a->address ||
+                                opc__id_address_parse(address, n, &a->to) != OPCOMMS_OK ||
+                                a->to.port == 0)) {
+            return opc__err_set(err, OPCOMMS_E_ADDRESS, 0, address);
+        }
+        if (!opc__allow_check(p->allow, a->server, address != NULL ? &a->to : NULL)) {
+            return opc__err_set(err, OPCOMMS_E_NOT_ALLOWED, 0, "our own allow list");
+        }
+        memcpy(a->hash, to->hash, 65);
+        if (n > 0) memcpy(a->address, address, n + 1u);
+        a->named = address != NULL;
+        a->list = list;
+    }
+    memcpy(m->server, a->server, 32);
+    m->address = a->to;
+    return OPCOMMS_OK;
+}
+
 OPC__FN opcomms_err opc__pub_order(opcomms_peer *p, const opcomms_outgoing *o, opc__order *out,
                                    opcomms_error *err) {
     static const uint8_t nothing[1] = {0};
@@ -21798,30 +21865,19 @@ OPC__FN opcomms_err opc__pub_order(opcomms_peer *p, const opcomms_outgoing *o, o
         }
         memcpy(&opt, o->options, o->options->size < sizeof opt ? o->options->size : sizeof opt);
     }
-    if (!opc__pub_identifier(&o->to, m->server)) {
-        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the destination");
-    }
     if ((o->data == NULL && o->len > 0) || (o->context == NULL && o->context_len > 0) ||
         o->context_len > OPC__CONTEXT_MAX || opt.level > OPCOMMS_LEVEL_CONSUMED ||
         (opt.flags & ~(OPCOMMS_ENQUEUE_TEXT | OPCOMMS_ENQUEUE_NATIVE_ONLY)) != 0) {
         return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
     }
-    if (o->address != NULL &&
-        (opc__id_address_parse(o->address, strlen(o->address), &m->address) != OPCOMMS_OK ||
-         m->address.port == 0)) {
-        return opc__err_set(err, OPCOMMS_E_ADDRESS, 0, o->address);
-    }
     if (o->len > p->cfg.message_bytes_max) {
         return opc__err_set(err, OPCOMMS_E_LIMIT, 0, "cfg.message_bytes_max");
-    }
-    if (!opc__allow_check(p->allow, m->server, m->address.family != 0 ? &m->address : NULL)) {
-        return opc__err_set(err, OPCOMMS_E_NOT_ALLOWED, 0, "our own allow list");
     }
     out->data = o->data != NULL ? (const uint8_t *)o->data : nothing;
     if ((opt.flags & OPCOMMS_ENQUEUE_TEXT) && !opc__str_utf8_valid(out->data, o->len)) {
         return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the text is not UTF-8");
     }
-    memcpy(out->dest, o->to.hash, 65);
+    memcpy(out->dest, o->to.hash, 65); /* checked by opc__pub_aim, as the rest of where it goes */
     m->kind = OPC__KIND_OUT;
     m->from_id = opt.from_id;
     m->dest_id = (uint8_t)o->to.id;
@@ -21881,12 +21937,13 @@ OPC__FN opcomms_err opc__pub_reserve(opcomms_peer *p, opc__order *o) {
 /* Becomes a queued message. OPCOMMS_E_AGAIN: the store has no room now. */
 OPC__FN opcomms_err opc__pub_queue(opcomms_peer *p, opc__order *o, uint64_t *position) {
     uint64_t uid = 0, ref = 0;
+    uint32_t i;
     opcomms_err rc = p->store->c->commit(p->store, o->put, &o->meta, &uid, &ref, position);
     if (rc != OPCOMMS_OK) return rc;
     o->open = 0;
     o->meta.uid = uid;
-    (void)opc__outbox_add(&p->outbox, o->index, &o->meta, uid, ref, *position);
-    opc__pub_queued_as(p, uid, &o->meta);
+    i = opc__outbox_add(&p->outbox, o->index, &o->meta, uid, ref, *position);
+    opc__pub_queued_as(p, i, &o->meta);
     p->unflushed++;
     return OPCOMMS_OK;
 }
@@ -21939,6 +21996,11 @@ OPCOMMS_API opcomms_err opcomms_enqueue(opcomms_peer *peer, const opcomms_identi
     rc = opc__pub_order(peer, &out, &o, err);
     if (rc != OPCOMMS_OK) return rc;
     opc__mutex_lock(&peer->lock);
+    rc = opc__pub_aim(peer, to, address, &o.meta, err);
+    if (rc != OPCOMMS_OK) {
+        opc__peer_unlock(peer);
+        return rc;
+    }
     rc = opc__pub_enqueue(peer, &o);
     if (rc == OPCOMMS_OK && number != NULL) *number = o.meta.uid;
     if (rc == OPCOMMS_E_FULL) peer->stats.queue_full++;
@@ -22440,6 +22502,9 @@ OPCOMMS_API opcomms_err opcomms_commit(opcomms_peer *peer, opcomms_message *cons
     }
     for (i = 0; rc == OPCOMMS_OK && i < outgoing_count; i++) {
         rc = opc__pub_order(peer, &outgoing[i], &orders[i], err);
+        if (rc == OPCOMMS_OK) {
+            rc = opc__pub_aim(peer, &outgoing[i].to, outgoing[i].address, &orders[i].meta, err);
+        }
     }
     if (rc == OPCOMMS_OK) {
         d.messages = messages;
