@@ -21606,6 +21606,10 @@ OPCOMMS_API opcomms_err opcomms_client_ping(opcomms_client *client, uint32_t tim
 OPC__FN opcomms_err opc__pub_room(opcomms_peer *p) {
     while (p->store != NULL && p->store->c->room(p->store) < OPC__CONN_ROOM) {
         if (p->failed != OPCOMMS_OK) return OPCOMMS_E_POISONED;
+        if (p->cfg.durability != OPCOMMS_DURABLE_ALWAYS && !p->flushing) {
+            opc__peer_failed(p, p->store->c->write(p->store)); /* which makes room without a sync */
+            if (p->store->c->room(p->store) >= OPC__CONN_ROOM) break;
+        }
         (void)opc__pub_flush(p); /* the loop looks again */
     }
     if (p->store == NULL || p->stopping) return OPCOMMS_E_CLOSED;
