@@ -6349,6 +6349,7 @@ OPC__FN opcomms_err opc__seal_change(const opcomms_platform *plat, const char *p
 
 #define OPC__TLS_OUT_BYTES 4181u /* output buffer: a record of 4 096 bytes and its overhead */
 #define OPC__TLS_AHEAD_BYTES 1024u /* a message of 64 bytes and its answer fit */
+#define OPC__TLS_LENT_BYTES 65536u /* what is lent: for so much the system is called once */
 #define OPC__TLS_DAY0 719528u    /* 1970-01-01 in BearSSL's days since year 0 */
 #define OPC__TLS_FIXED_DAY 20089u /* 2025-01-01, at which the well-known hierarchy is validated */
 
@@ -6435,9 +6436,14 @@ typedef struct opc__tls {
     int chain_seen;   /* the peer has shown a certificate: this is no resumption */
     /* The engine asks for the five bytes of a record's header, then for the record. What is read
        ahead saves the second system call; nothing more is read before the engine has it all. */
-    int in_ahead; /* opc__tls_in has handed out `ahead` */
+    int in_ahead; /* opc__tls_in has handed out `ahead`, or `lent_in` */
     uint32_t ahead_at;
     uint32_t ahead_len;
+    /* Lent by the owner for many records at a time; NULL: none is. */
+    uint8_t *lent_in;
+    uint8_t *lent_out; /* records that are complete, in front of the engine's */
+    uint32_t lent_at;
+    uint32_t lent_len;
     uint8_t ahead[OPC__TLS_AHEAD_BYTES];
     uint8_t in[BR_SSL_BUFSIZE_INPUT];
     uint8_t out[OPC__TLS_OUT_BYTES];
@@ -6787,12 +6793,13 @@ OPC__FN int opc__tls_closed(const opc__tls *t) {
 
 /* Gives the engine what was read ahead, as far as it takes it. */
 OPC__FN void opc__tls_feed(opc__tls *t) {
+    const uint8_t *ahead = t->lent_in != NULL ? t->lent_in : t->ahead;
     while (t->ahead_at < t->ahead_len) {
         size_t room = 0, n = t->ahead_len - t->ahead_at;
         uint8_t *p = br_ssl_engine_recvrec_buf(t->eng, &room);
         if (p == NULL || room == 0) return;
         if (n > room) n = room;
-        memcpy(p, t->ahead + t->ahead_at, n);
+        memcpy(p, ahead + t->ahead_at, n);
         t->ahead_at += (uint32_t)n;
         br_ssl_engine_recvrec_ack(t->eng, n);
     }
@@ -6829,14 +6836,14 @@ OPC__FN uint8_t *opc__tls_in(opc__tls *t, size_t *room) {
     t->in_ahead = 0;
     if (t->eng == NULL || t->ahead_at < t->ahead_len) return NULL;
     p = br_ssl_engine_recvrec_buf(t->eng, room);
-    if (p == NULL || *room >= sizeof t->ahead) return p;
+    if (p == NULL || (t->lent_in == NULL && *room >= sizeof t->ahead)) return p;
     t->in_ahead = 1;
-    *room = sizeof t->ahead;
-    return t->ahead;
+    *room = t->lent_in != NULL ? OPC__TLS_LENT_BYTES : sizeof t->ahead;
+    return t->lent_in != NULL ? t->lent_in : t->ahead;
 }
 OPC__FN void opc__tls_in_done(opc__tls *t, size_t n) {
     if (t->in_ahead) {
-        OPCOMMS_ASSERT(n <= sizeof t->ahead);
+        OPCOMMS_ASSERT(n <= (t->lent_in != NULL ? OPC__TLS_LENT_BYTES : sizeof t->ahead));
         t->ahead_at = 0;
         t->ahead_len = (uint32_t)n;
     } else if (n > 0) {
@@ -6845,10 +6852,18 @@ OPC__FN void opc__tls_in_done(opc__tls *t, size_t n) {
     opc__tls_settle(t);
 }
 OPC__FN const uint8_t *opc__tls_out(opc__tls *t, size_t *len) {
+    if (t->lent_at < t->lent_len) {
+        *len = t->lent_len - t->lent_at;
+        return t->lent_out + t->lent_at;
+    }
     return t->eng == NULL ? NULL : br_ssl_engine_sendrec_buf(t->eng, len);
 }
 OPC__FN void opc__tls_out_done(opc__tls *t, size_t n) {
-    if (n > 0) {
+    if (t->lent_at < t->lent_len) {
+        OPCOMMS_ASSERT(n <= t->lent_len - t->lent_at);
+        t->lent_at += (uint32_t)n;
+        if (t->lent_at == t->lent_len) t->lent_at = t->lent_len = 0;
+    } else if (n > 0) {
         br_ssl_engine_sendrec_ack(t->eng, n);
         t->spoke = 1;
     }
@@ -6870,7 +6885,24 @@ OPC__FN uint8_t *opc__tls_write(opc__tls *t, size_t *room) {
 OPC__FN void opc__tls_write_done(opc__tls *t, size_t n) {
     if (n > 0) br_ssl_engine_sendapp_ack(t->eng, n);
 }
-OPC__FN void opc__tls_flush(opc__tls *t) { br_ssl_engine_flush(t->eng, 0); }
+/* What was written becomes a record. With a buffer that is lent it makes room for the next one. */
+OPC__FN void opc__tls_flush(opc__tls *t) {
+    size_t n = 0;
+    const uint8_t *p;
+    br_ssl_engine_flush(t->eng, 0);
+    if (t->lent_out == NULL) return;
+    while ((p = br_ssl_engine_sendrec_buf(t->eng, &n)) != NULL && n > 0) {
+        if (n > OPC__TLS_LENT_BYTES - t->lent_len) break;
+        memcpy(t->lent_out + t->lent_len, p, n);
+        t->lent_len += (uint32_t)n;
+        br_ssl_engine_sendrec_ack(t->eng, n);
+    }
+}
+
+/* May a buffer for what comes in, or goes out, be lent or taken back now? Not while anything lies
+   in the one there is. */
+OPC__FN int opc__tls_in_empty(const opc__tls *t) { return t->ahead_at == t->ahead_len; }
+OPC__FN int opc__tls_out_empty(const opc__tls *t) { return t->lent_at == t->lent_len; }
 
 OPC__FN int opc__tls_ready(const opc__tls *t) { return t->ready; }
 
@@ -16220,6 +16252,13 @@ typedef struct opc__aim {
     opcomms_address to;
 } opc__aim;
 
+/* Buffers that native conversations borrow while they work, see >>tls. */
+#define OPC__PEER_LENT 8u
+typedef struct opc__lent {
+    uint8_t *p; /* NULL: not made yet */
+    int out;
+} opc__lent;
+
 #define OPC__STATE_MAX 4096u
 #define OPC__PEER_AIMS 4u
 #define OPC__PEER_KNOWN 64u
@@ -16308,6 +16347,7 @@ struct opcomms_peer {
     opc__call *directs;    /* of threads that wait, without a connection so far */
     uint64_t direct_number;
     opc__aim aims[OPC__PEER_AIMS];
+    opc__lent lent[OPC__PEER_LENT];
     opc__known known[OPC__PEER_KNOWN];
     uint32_t known_next;
     opcomms_event events[OPC__PEER_EVENTS];
@@ -16441,6 +16481,41 @@ OPC__FN void opc__peer_kick(opcomms_peer *p) {
     if (!p->sleeping || p->kicked) return;
     p->kicked = 1;
     opc__peer_wake(p);
+}
+
+/* A buffer to lend; NULL: all are lent, or there is no memory. */
+OPC__FN uint8_t *opc__peer_lend(opcomms_peer *p) {
+    uint32_t i;
+    for (i = 0; i < OPC__PEER_LENT && p->lent[i].out; i++) continue;
+    if (i == OPC__PEER_LENT) return NULL;
+    if (p->lent[i].p == NULL) {
+        p->lent[i].p = (uint8_t *)opc__mem_raw(&p->mem, OPC__TLS_LENT_BYTES);
+        if (p->lent[i].p == NULL) return NULL;
+    }
+    p->lent[i].out = 1;
+    return p->lent[i].p;
+}
+
+/* It is back. Two are kept: what one conversation needs. */
+OPC__FN void opc__peer_lent_back(opcomms_peer *p, const uint8_t *back) {
+    uint32_t i;
+    for (i = 0; i < OPC__PEER_LENT && back != NULL; i++) {
+        if (p->lent[i].p != back) continue;
+        p->lent[i].out = 0;
+        if (i < 2) return;
+        opc__mem_free(&p->mem, p->lent[i].p, OPC__TLS_LENT_BYTES);
+        p->lent[i].p = NULL;
+        return;
+    }
+}
+
+OPC__FN void opc__peer_lent_free(opcomms_peer *p) {
+    uint32_t i;
+    for (i = 0; i < OPC__PEER_LENT; i++) {
+        OPCOMMS_ASSERT(!p->lent[i].out);
+        opc__mem_free(&p->mem, p->lent[i].p, OPC__TLS_LENT_BYTES);
+        p->lent[i].p = NULL;
+    }
 }
 
 OPC__FN void opc__peer_failed(opcomms_peer *p, opcomms_err rc) {
@@ -18252,6 +18327,29 @@ OPC__FN void opc__node_mail_end(opcomms_peer *p, opc__slot *s, opcomms_err rc) {
 
 /* A connection is over: what was under way on it, and what waited for it, learns that. Calls fail
    with its error, unless it had worked before: they are tried once more. */
+/* A native conversation has large buffers while it works, as far as there are any. */
+OPC__FN void opc__node_lend(opcomms_peer *p, opc__slot *s) {
+    opc__tls *t = &s->conn.tls;
+    if (s->flow == NULL || s->over) return;
+    if (t->lent_in == NULL && opc__tls_in_empty(t)) t->lent_in = opc__peer_lend(p);
+    if (t->lent_out == NULL) t->lent_out = opc__peer_lend(p);
+}
+
+/* They go back when nothing is left in them; with `all` in any case. */
+OPC__FN void opc__node_unlend(opcomms_peer *p, opc__slot *s, int all) {
+    opc__tls *t = &s->conn.tls;
+    if (t->lent_in != NULL && (all || opc__tls_in_empty(t))) {
+        opc__peer_lent_back(p, t->lent_in);
+        t->lent_in = NULL;
+        t->ahead_at = t->ahead_len = 0;
+    }
+    if (t->lent_out != NULL && (all || opc__tls_out_empty(t))) {
+        opc__peer_lent_back(p, t->lent_out);
+        t->lent_out = NULL;
+        t->lent_at = t->lent_len = 0;
+    }
+}
+
 OPC__FN void opc__node_over(opcomms_peer *p, opc__slot *s) {
     const char *more = NULL;
     opcomms_err why = opc__node_why(s, &more);
@@ -18260,6 +18358,7 @@ OPC__FN void opc__node_over(opcomms_peer *p, opc__slot *s) {
                  !p->stopping;
     if (s->over) return;
     s->over = 1;
+    opc__node_unlend(p, s, 1);
     if (s->flow != NULL) {
         if (s->flow->bye != 0) why = (opcomms_err)s->flow->bye;
         worked = worked && s->flow->hello_got && s->flow->bye == 0;
@@ -18582,6 +18681,7 @@ OPC__FN void opc__node_slot_pump(opcomms_peer *p, opc__slot *s, uint64_t now_us)
         }
         s->connecting = 0;
     }
+    opc__node_lend(p, s);
     for (round = 0; round < OPC__PEER_ROUNDS && c->state != OPC__CONN_DEAD; round++) {
         int moved, recv_now = may_recv, signs = 0;
         if (c->state == OPC__CONN_HANDSHAKE && recv_now && opc__tls_will_sign(&c->tls)) {
@@ -18604,6 +18704,7 @@ OPC__FN void opc__node_slot_pump(opcomms_peer *p, opc__slot *s, uint64_t now_us)
         c->out_stage != OPC__OUT_IDLE) {
         p->more = 1; /* the frame goes on as soon as the record is out */
     }
+    opc__node_unlend(p, s, 0);
     if (c->more) p->more = 1;
     if (c->activity != s->activity_seen) {
         s->activity_seen = c->activity;
@@ -20821,6 +20922,7 @@ OPC__FN void opc__pub_destroy(opcomms_peer *p) {
     opc__numbers_free(&p->numbers);
     opc__items_free(&p->items);
     opc__mem_free(&p->mem, p->state, OPC__STATE_MAX);
+    opc__peer_lent_free(p);
     opc__pub_messages_free(p);
     if (p->wake_ready) p->plat->wake_close(p->plat->user, p->wake);
     opc__mem_free(&p->mem, p->slots, (size_t)n * sizeof *p->slots);
