@@ -7756,6 +7756,7 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
 #define OPC__LOG_HEAD_MAX (OPC__LOG_QUEUED + 8u * OPC__LOG_FRAGS + 1024u + OPC__CONTEXT_MAX)
 OPC__STATIC_ASSERT(log_queued, OPC__LOG_QUEUED == OPC__STORE_QUEUED);
 #define OPC__LOG_BUFFER 262144u
+#define OPC__LOG_READ 65536u /* read ahead */
 #define OPC__LOG_AHEAD 4194304u
 #define OPC__LOG_AHEAD_MIN 65536u
 #define OPC__LOG_UID_SKIP ((uint64_t)1 << 20)
@@ -7917,6 +7918,11 @@ typedef struct opc__log {
     uint8_t *piece;
     uint32_t piece_len;
     uint64_t piece_ref;
+    /* what was read of the file in one piece; NULL: nothing so far */
+    uint8_t *read;
+    uint32_t read_len;
+    uint64_t read_at;
+    uint64_t read_last; /* where the last bytes were that were wanted */
 } opc__log;
 
 #define OPC__LOG_SUFFIX 8u /* ".new", ".part" */
@@ -7970,6 +7976,30 @@ OPC__FN opcomms_err opc__log_file_read(const opcomms_platform *plat, intptr_t fi
     return OPCOMMS_OK;
 }
 
+/* Bytes that are in the file. Who reads on, from message to message, has the next ones with the
+   same call: what is written once never changes. */
+OPC__FN opcomms_err opc__log_get_written(opc__log *l, uint64_t at, uint8_t *buf, size_t len) {
+    uint64_t end = l->flushing && l->sealed.len > 0 ? l->sealed.at : l->active.at;
+    uint64_t ahead = at - l->read_last;
+    opcomms_err rc;
+    l->read_last = at;
+    if (len > OPC__LOG_READ / 4 || ahead > OPC__LOG_READ / 4 || at > end || len > end - at) {
+        return opc__log_file_read(l->plat, l->file, at, buf, len);
+    }
+    if (at < l->read_at || at - l->read_at > l->read_len || len > l->read_len - (at - l->read_at)) {
+        size_t n = end - at < OPC__LOG_READ ? (size_t)(end - at) : OPC__LOG_READ;
+        if (l->read == NULL) l->read = (uint8_t *)opc__mem_raw(l->mem, OPC__LOG_READ);
+        if (l->read == NULL) return opc__log_file_read(l->plat, l->file, at, buf, len);
+        l->read_len = 0;
+        rc = opc__log_file_read(l->plat, l->file, at, l->read, n);
+        if (rc != OPCOMMS_OK) return rc;
+        l->read_at = at;
+        l->read_len = (uint32_t)n;
+    }
+    memcpy(buf, l->read + (at - l->read_at), len);
+    return OPCOMMS_OK;
+}
+
 /* Bytes of the log wherever they are now: active buffer, sealed buffer, file. */
 OPC__FN opcomms_err opc__log_get(opc__log *l, uint64_t at, uint8_t *buf, size_t len) {
     const opc__log_buffer *b = NULL;
@@ -7978,7 +8008,7 @@ OPC__FN opcomms_err opc__log_get(opc__log *l, uint64_t at, uint8_t *buf, size_t 
     } else if (l->flushing && l->sealed.len > 0 && at >= l->sealed.at) {
         b = &l->sealed;
     }
-    if (b == NULL) return opc__log_file_read(l->plat, l->file, at, buf, len);
+    if (b == NULL) return opc__log_get_written(l, at, buf, len);
     if (at - b->at > b->len || len > b->len - (at - b->at)) return OPCOMMS_E_LOG_DAMAGED;
     memcpy(buf, b->p + (at - b->at), len);
     return OPCOMMS_OK;
@@ -8819,7 +8849,7 @@ OPC__FN void opc__log_switch(opc__log *l) {
     l->written = l->durable = l->opened = l->zeroed = end;
     opc__log_batch_new(l, end);
     l->fixed = end - OPC__LOG_HEADER > l->live ? end - OPC__LOG_HEADER - l->live : 0;
-    l->head_len = l->piece_len = 0;
+    l->head_len = l->piece_len = l->read_len = 0;
     for (i = 0; i < l->puts_max; i++) {
         opc__log_put *w = l->put[i];
         if (w == NULL) continue;
@@ -9231,6 +9261,7 @@ OPC__FN void opc__log_free(opc__log *l) {
     opc__mem_free(l->mem, l->sealed.p, l->cap);
     opc__mem_free(l->mem, l->head, OPC__LOG_HEAD_MAX);
     opc__mem_free(l->mem, l->piece, OPC__FRAG_BYTES);
+    opc__mem_free(l->mem, l->read, OPC__LOG_READ);
     opc__mem_free(l->mem, l->name, l->name_len + OPC__LOG_SUFFIX);
     opc__mem_free_wiped(l->mem, l, sizeof *l);
 }
