@@ -55,7 +55,10 @@ FAKE_FN int sim_turn(void *user, uint64_t *next_us) {
             continue;
         }
         if (opcomms_pollfds(p->peer, fds, 80, &n, &ms) != OPCOMMS_OK) continue;
-        if (p->due_us == 0) p->due_us = ms < 0 ? FAKE_NEVER : s->w.now_us + (uint64_t)ms * 1000u;
+        if (p->due_us == 0) p->due_us = FAKE_NEVER;
+        if (ms >= 0 && s->w.now_us + (uint64_t)ms * 1000u < p->due_us) {
+            p->due_us = s->w.now_us + (uint64_t)ms * 1000u; /* a call may have begun something */
+        }
         if (fake_ready(p->host, fds, n) || s->w.now_us >= p->due_us || ms == 0) {
             p->due_us = 0;
             p->inside = 1;
