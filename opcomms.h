@@ -15362,6 +15362,13 @@ OPC__FN uint32_t opc__outbox_era_find(const opc__outbox *o, uint32_t d, const op
     return r;
 }
 
+/* The oldest era of a destination that holds messages, or OPC__ITEMS_NONE. */
+OPC__FN uint32_t opc__outbox_oldest_era(const opc__outbox *o, uint32_t d) {
+    uint32_t r = o->dests[d].era_first;
+    while (r != OPC__ITEMS_NONE && o->eras[r].count == 0) r = o->eras[r].next;
+    return r;
+}
+
 /* Frees those eras of a destination that hold nothing, but for the newest; with `all` it too. */
 OPC__FN void opc__outbox_eras_drop(opc__outbox *o, uint32_t d, int all) {
     opc__dest *x = &o->dests[d];
@@ -16124,6 +16131,7 @@ typedef struct opc__flow_in {
     int32_t code;
     uint32_t numbers; /* its stream, see >>numbers */
     int counted;      /* which it holds */
+    int all;          /* a later opening has been seen: all of this one has come */
     uint32_t box;
     uint8_t *dest;
     uint32_t dest_len;
@@ -17016,8 +17024,13 @@ OPC__FN opcomms_err opc__flow_on_open(opc__flow *f, const opc__native_event *e) 
     ch->code = rc;
     ch->open = rc == OPCOMMS_OK;
     if (ch->open) {
-        ch->durable = p->store->c->end(p->store) <= p->visible
-                          ? opc__numbers_seen(&p->numbers, ch->numbers, &ch->epoch) : 0;
+        if (p->store->c->end(p->store) <= p->visible) {
+            ch->durable = opc__numbers_seen(&p->numbers, ch->numbers, &ch->epoch);
+            ch->all = ch->durable == 0 && ch->stream == OPC__STREAM_QUEUE &&
+                      opc__numbers_check(&p->numbers, ch->numbers, &ch->epoch, UINT64_MAX) ==
+                          OPC__NUMBERS_DUPLICATE;
+        }
+        ch->consumed_seen = UINT64_MAX; /* look at once */
         opc__flow_credit(f, ch);
     }
     return OPCOMMS_OK;
@@ -17262,10 +17275,11 @@ OPC__FN void opc__flow_answer(opc__flow *f, uint32_t channel, uint64_t number) {
 OPC__FN opcomms_err opc__flow_on_ack(opc__flow *f, const opc__native_event *e) {
     opc__flow_out *ch = opc__flow_out_at(f, e->channel);
     if (ch == NULL) return OPCOMMS_OK; /* closed meanwhile */
-    if (e->number > ch->last || ch->state == OPC__FLOW_OPENING) {
-        /* Beyond what was sent here: only what is known from an earlier connection. */
-        if (e->number > ch->seen || ch->state == OPC__FLOW_OPENING) return OPCOMMS_E_PROTOCOL;
+    if (ch->state == OPC__FLOW_OPENING || ch->state == OPC__FLOW_ASKED) {
+        return OPCOMMS_OK; /* before its STATE: meant for the one that had this number before */
     }
+    /* Beyond what was sent here: only what is known from an earlier connection. */
+    if (e->number > ch->last && e->number > ch->seen) return OPCOMMS_E_PROTOCOL;
     if (e->credit_messages > ch->credit_messages) ch->credit_messages = e->credit_messages;
     if (e->credit_bytes > ch->credit_bytes) ch->credit_bytes = e->credit_bytes;
     if (ch->stream == OPC__STREAM_DIRECT) {
@@ -17273,7 +17287,9 @@ OPC__FN opcomms_err opc__flow_on_ack(opc__flow *f, const opc__native_event *e) {
         return OPCOMMS_OK;
     }
     if (e->number == 0) return OPCOMMS_OK;
-    if (e->flags >= OPC__NATIVE_DURABLE && e->number > ch->settled) ch->settled = e->number;
+    if (e->flags >= OPC__NATIVE_DURABLE && e->number > ch->settled) {
+        ch->settled = e->number < ch->last ? e->number : ch->last;
+    }
     opc__peer_acked(f->peer, ch->dest, &ch->epoch, e->number, e->flags);
     return OPCOMMS_OK;
 }
@@ -17283,8 +17299,10 @@ OPC__FN opcomms_err opc__flow_on_refuse(opc__flow *f, const opc__native_event *e
     opcomms_err why = e->code < 0 && e->code > (int32_t)OPCOMMS_E_LAST_ ? (opcomms_err)e->code
                                                                         : OPCOMMS_E_REMOTE;
     opc__call *call;
-    if (ch == NULL) return OPCOMMS_OK;
-    if (e->number > ch->last || ch->state == OPC__FLOW_OPENING) return OPCOMMS_E_PROTOCOL;
+    if (ch == NULL || ch->state == OPC__FLOW_OPENING || ch->state == OPC__FLOW_ASKED) {
+        return OPCOMMS_OK;
+    }
+    if (e->number > ch->last) return OPCOMMS_E_PROTOCOL;
     if (ch->stream == OPC__STREAM_QUEUE) {
         opc__peer_refused(f->peer, ch->dest, e->number, why);
         if (e->number > ch->settled) ch->settled = e->number;
@@ -17405,7 +17423,7 @@ OPC__FN uint64_t opc__flow_consumed(opc__flow *f, opc__flow_in *ch) {
             return meta.number > 0 ? meta.number - 1 : 0;
         }
     }
-    return ch->durable;
+    return ch->all ? UINT64_MAX : ch->durable;
 }
 
 OPC__FN int opc__flow_write_ack(opc__flow *f, opc__flow_in *ch, opc__pen *pen, int level,
@@ -17455,7 +17473,7 @@ OPC__FN int opc__flow_write_acks(opc__flow *f, opc__flow_in *ch, opc__pen *pen) 
         }
         ch->consumed_seen = p->consumptions;
     }
-    if ((ch->wants & 2u) && ch->consumed < ch->durable) p->hungry = 1;
+    if ((ch->wants & 2u) && (ch->all || ch->consumed < ch->durable)) p->hungry = 1;
     if (!ch->open) return wrote;
     if (ch->credit_messages - ch->messages <= p->cfg.window_messages / 2u) p->hungry = 1;
     /* Credit alone, when half of it is used up and there is more to be had. */
@@ -17472,7 +17490,8 @@ OPC__FN int opc__flow_write_acks(opc__flow *f, opc__flow_in *ch, opc__pen *pen) 
 
 OPC__FN int opc__flow_write_state(opc__flow *f, opc__flow_in *ch, opc__pen *pen) {
     size_t n = opc__native_state(opc__pen_at(pen), opc__pen_left(pen), opc__flow_in_number(f, ch),
-                                 ch->code, ch->durable, ch->credit_messages, ch->credit_bytes);
+                                 ch->code, ch->all ? UINT64_MAX : ch->durable,
+                                 ch->credit_messages, ch->credit_bytes);
     if (n > 0) ch->tell = 0;
     return opc__pen_wrote(pen, n);
 }
@@ -17588,6 +17607,16 @@ OPC__FN void opc__flow_reopen(opc__flow *f, opc__flow_out *ch) {
     f->peer->more = 1; /* in another step, and nothing else may ask for one */
 }
 
+/* Nothing is to be sent: the channel listens for what becomes of the oldest messages that wait to
+   be consumed. */
+OPC__FN void opc__flow_listen(opc__flow *f, opc__flow_out *ch) {
+    const opc__outbox *o = &f->peer->outbox;
+    uint32_t r = opc__outbox_oldest_era(o, ch->dest);
+    if (r != OPC__ITEMS_NONE && !opc__outbox_epoch_equal(&o->eras[r].epoch, &ch->epoch)) {
+        opc__flow_reopen(ch);
+    }
+}
+
 /* The next message of a destination of the outbox, or the next chunk of it. */
 OPC__FN int opc__flow_write_queue(opc__flow *f, opc__flow_out *ch, opc__pen *pen) {
     opcomms_peer *p = f->peer;
@@ -17606,6 +17635,7 @@ OPC__FN int opc__flow_write_queue(opc__flow *f, opc__flow_out *ch, opc__pen *pen
         ch->abort = ch->sent > 0;
         return OPC__PEN_WROTE;
     }
+    if (i == OPC__ITEMS_NONE && !ch->abort) opc__flow_listen(f, ch);
     if (i == OPC__ITEMS_NONE || ch->abort) return OPC__PEN_NOTHING;
     e = opc__items_at(&p->items, i);
     if (!ch->under_way) {
@@ -17721,6 +17751,7 @@ OPC__FN int opc__flow_write_channel(opc__flow *f, opc__flow_out *ch, opc__pen *p
         if (n == 0) return OPC__PEN_FULL;
         pen->put += n;
         if (ch->stream == OPC__STREAM_QUEUE) {
+        f->peer->more = 1; /* whoever was on it, or waits for a channel, goes on */
             opc__peer_unserved(f->peer, ch->dest, OPCOMMS_OK);
         }
         memset(ch, 0, sizeof *ch);
@@ -17800,6 +17831,12 @@ OPC__FN int opc__flow_fill(opc__flow *f, opc__pen *pen) {
             if (wrote == OPC__PEN_WROTE) idle = 0;
         }
     } while (idle == 0);
+    for (i = 0; i < f->out_cap; i++) { /* those that are done with */
+        if (f->out[i].state == OPC__FLOW_CLOSING &&
+            opc__flow_write_channel(f, &f->out[i], pen) == OPC__PEN_FULL) {
+            return OPC__PEN_FULL;
+        }
+    }
     return OPC__PEN_NOTHING;
 }
 
@@ -19398,8 +19435,9 @@ OPC__FN void opc__node_serve(opcomms_peer *p, uint32_t d) {
     s = opc__node_find(p, x->server, &x->address);
     if (s != NULL) {
         uint32_t era = i != OPC__ITEMS_NONE ? opc__items_at(&p->items, i)->who & 0xffffu
-                                            : x->era_first;
+                                            : opc__outbox_oldest_era(&p->outbox, d);
         opc__outbox_park(&p->outbox, d);
+        if (era == OPC__ITEMS_NONE) return; /* all has left the queue meanwhile */
         if (opc__flow_serve(s->flow, d, &p->outbox.eras[era].epoch)) p->more = 1;
         return;
     }
