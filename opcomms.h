@@ -16131,6 +16131,7 @@ typedef struct opc__flow_in {
     int32_t code;
     uint32_t numbers; /* its stream, see >>numbers */
     int counted;      /* which it holds */
+    uint64_t known_at; /* STATE waits until this position is durable: it tells what there is */
     int all;          /* a later opening has been seen: all of this one has come */
     uint32_t box;
     uint8_t *dest;
@@ -16203,6 +16204,7 @@ typedef struct opc__flow {
     opc__flow_out *out;
     uint32_t out_cap;
     uint32_t turn;
+    int crowded; /* a destination waits for a channel: an idle one gives way */
     opc__refusal refusals[OPC__FLOW_REFUSALS];
     uint32_t refusals_count;
     int pong;
@@ -17024,11 +17026,12 @@ OPC__FN opcomms_err opc__flow_on_open(opc__flow *f, const opc__native_event *e) 
     ch->code = rc;
     ch->open = rc == OPCOMMS_OK;
     if (ch->open) {
-        if (p->store->c->end(p->store) <= p->visible) {
+        if (ch->stream == OPC__STREAM_QUEUE) {
             ch->durable = opc__numbers_seen(&p->numbers, ch->numbers, &ch->epoch);
-            ch->all = ch->durable == 0 && ch->stream == OPC__STREAM_QUEUE &&
-                      opc__numbers_check(&p->numbers, ch->numbers, &ch->epoch, UINT64_MAX) ==
-                          OPC__NUMBERS_DUPLICATE;
+            ch->all = ch->durable == 0 && opc__numbers_check(&p->numbers, ch->numbers, &ch->epoch,
+                                                             1) == OPC__NUMBERS_DUPLICATE;
+            ch->known_at = p->store->c->end(p->store);
+            if (ch->known_at > p->visible) p->unflushed++;
         }
         ch->consumed_seen = UINT64_MAX; /* look at once */
         opc__flow_credit(f, ch);
@@ -17516,6 +17519,10 @@ OPC__FN int opc__flow_write_owed(opc__flow *f, opc__pen *pen) {
     }
     for (i = 0; i < f->in_cap; i++) {
         if (!f->in[i].used) continue;
+        if (f->in[i].open && f->in[i].tell && f->in[i].known_at > f->peer->visible &&
+            f->peer->failed == OPCOMMS_OK) {
+            continue;
+        }
         if (f->in[i].tell && f->in[i].code == 0 &&
             opc__flow_write_state(f, &f->in[i], pen) == OPC__PEN_FULL) {
             return OPC__PEN_FULL;
@@ -17612,6 +17619,10 @@ OPC__FN void opc__flow_reopen(opc__flow *f, opc__flow_out *ch) {
 OPC__FN void opc__flow_listen(opc__flow *f, opc__flow_out *ch) {
     const opc__outbox *o = &f->peer->outbox;
     uint32_t r = opc__outbox_oldest_era(o, ch->dest);
+    if (r == OPC__ITEMS_NONE && f->crowded) {
+        opc__flow_reopen(ch);
+        if (ch->state == OPC__FLOW_CLOSING) f->crowded = 0; /* one at a time */
+    }
     if (r != OPC__ITEMS_NONE && !opc__outbox_epoch_equal(&o->eras[r].epoch, &ch->epoch)) {
         opc__flow_reopen(ch);
     }
@@ -17752,7 +17763,10 @@ OPC__FN int opc__flow_write_channel(opc__flow *f, opc__flow_out *ch, opc__pen *p
         pen->put += n;
         if (ch->stream == OPC__STREAM_QUEUE) {
         f->peer->more = 1; /* whoever was on it, or waits for a channel, goes on */
+            uint8_t server[32];
+            memcpy(server, f->peer->outbox.dests[ch->dest].server, 32);
             opc__peer_unserved(f->peer, ch->dest, OPCOMMS_OK);
+            opc__peer_wake(f->peer, server); /* some may wait for a channel */
         }
         memset(ch, 0, sizeof *ch);
         opc__peer_rouse(f->peer, opc__tls_peer(&f->slot->conn.tls)); /* one may wait for it */
@@ -18034,6 +18048,7 @@ OPC__FN opcomms_err opc__flow_step(opc__conn *c, uint64_t now_us) {
 
 /* A destination of the outbox gets a channel; 0: there is none left. */
 OPC__FN int opc__flow_serve(opc__flow *f, uint32_t dest, const opc__epoch *epoch) {
+    f->crowded = ch == NULL;
     opc__dest *d = &f->peer->outbox.dests[dest];
     opc__flow_out *ch = opc__flow_out_room(f);
     uint32_t i;
