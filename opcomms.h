@@ -17339,7 +17339,11 @@ OPC__FN void opc__flow_out_end(opc__flow *f, opc__flow_out *ch, opcomms_err why)
                     continue;
                 }
                 *list = call->next;
-                opc__peer_answer(f->peer, call, why, "refused by the receiver");
+                if (call->written && (i == 1 || why == OPCOMMS_E_POISONED)) {
+                    opc__peer_fail(f->peer, call, why, 0, 0, "refused by the receiver");
+                } else {
+                    opc__peer_answer(f->peer, call, why, "refused by the receiver");
+                }
             }
         }
     }
@@ -17499,6 +17503,13 @@ OPC__FN int opc__flow_write_state(opc__flow *f, opc__flow_in *ch, opc__pen *pen)
     return opc__pen_wrote(pen, n);
 }
 
+/* Is something that was taken on this channel not durable yet? When storage has failed it will
+   never be. */
+OPC__FN int opc__flow_unsettled(const opc__flow *f, const opc__flow_in *ch) {
+    return (ch->sealed.position != 0 || ch->fresh.position != 0) &&
+           f->peer->failed == OPCOMMS_OK;
+}
+
 /* What we owe as a receiver. */
 OPC__FN int opc__flow_write_owed(opc__flow *f, opc__pen *pen) {
     uint32_t i;
@@ -17529,7 +17540,8 @@ OPC__FN int opc__flow_write_owed(opc__flow *f, opc__pen *pen) {
         }
         if (opc__flow_write_acks(f, &f->in[i], pen) == OPC__PEN_FULL) return OPC__PEN_FULL;
         /* A channel that we shut: what was taken before is acknowledged first. */
-        if (f->in[i].tell && opc__flow_write_state(f, &f->in[i], pen) == OPC__PEN_FULL) {
+        if (f->in[i].tell && !opc__flow_unsettled(f, &f->in[i]) &&
+            opc__flow_write_state(f, &f->in[i], pen) == OPC__PEN_FULL) {
             return OPC__PEN_FULL;
         }
     }
@@ -18796,7 +18808,8 @@ OPC__FN void opc__node_slot_pump(opcomms_peer *p, opc__slot *s, uint64_t now_us)
     if (c->state == OPC__CONN_OPEN && c->input_ended && (s->client || opc__conn_quiet(c))) {
         opc__conn_end(c);
     }
-    if (s->flow != NULL && s->flow->greeted != s->flow->hello_got) {
+    if (s->flow != NULL && s->flow->greeted != s->flow->hello_got && s->flow->bye == 0 &&
+        c->state == OPC__CONN_OPEN) {
         s->flow->greeted = 1;
         /* What waits for such a connection; but not for one that is ended for what HELLO said. */
         if (s->flow->bye == 0) opc__peer_rouse(p, opc__tls_peer(&c->tls));
