@@ -748,6 +748,267 @@ TEST(a_key_that_is_removed_is_served_no_more_and_all_goes_on_when_it_is_back) {
     }
 }
 
+/* ---- logs that go back ---- */
+
+typedef struct copy {
+    uint8_t *p;
+    size_t len;
+} copy;
+
+static copy log_copy(const sim_peer *p) {
+    fake_file *f = fake_named(p->host, SIM_LOG);
+    copy c;
+    c.len = (size_t)f->size;
+    c.p = (uint8_t *)malloc(c.len);
+    if (c.p == NULL) abort();
+    memcpy(c.p, f->cache, c.len);
+    return c;
+}
+
+static void log_back(sim_peer *p, copy c) {
+    fake_put_file(p->host, SIM_LOG, c.p, c.len);
+    free(c.p);
+}
+
+static int rollbacks(sim_peer *p, const sim_peer *of) {
+    opcomms_event e;
+    int n = 0;
+    while (opcomms_next_event(p->peer, 0, &e) == OPCOMMS_OK) {
+        n += e.state == OPCOMMS_STATE_ROLLBACK && strcmp(e.to, of->hash) == 0;
+    }
+    return n;
+}
+
+/* b's disk is replaced by an older copy: a and b notice, a and c go on. who: who queues. */
+static void roll_back(int who, int crashed) {
+    sim s;
+    sim_peer *a, *b, *c, *from, *to;
+    opcomms_error err;
+    opcomms_err rc;
+    copy old;
+    uint32_t n, flags = 0;
+    uint64_t dials;
+    begin(&s, 91, &a, &b, &c);
+    start(a);
+    start(b);
+    start(c);
+    from = who == 0 ? a : b;
+    to = who == 0 ? b : a;
+    for (n = 0; n < 3; n++) CHECK_EQ(put(from, to, n, 50, NULL, NULL), OPCOMMS_OK);
+    CHECK(until_sent(&s, from, SECOND));
+    expect(to, from, 0, 2);
+    sim_stop(b);
+    old = log_copy(b);
+    start(b);
+    for (n = 3; n < 6; n++) CHECK_EQ(put(from, to, n, 50, NULL, NULL), OPCOMMS_OK);
+    CHECK(until_sent(&s, from, 20 * SECOND));
+    expect(to, from, 3, 5);
+    if (crashed) {
+        crash(b, 0, 0);
+    } else {
+        sim_stop(b);
+    }
+    log_back(b, old);
+    start(b);
+    sim_run(&s, SECOND);
+    (void)rollbacks(a, b);
+    CHECK_EQ(put(from, to, 6, 50, NULL, NULL), OPCOMMS_OK);
+    CHECK_EQ(put(a, c, 0, 50, NULL, NULL), OPCOMMS_OK);
+    dials = s.w.conns;
+    sim_run(&s, 120 * SECOND);
+    CHECK_EQ(opcomms_queued_count(from->peer, to->hash), 1); /* this pair stops */
+    CHECK_EQ(take(to, from, 0, NULL), UINT32_MAX);
+    expect(c, a, 0, 0); /* others go on */
+    CHECK(s.w.conns - dials < 60); /* and does not try without rest */
+    CHECK(rollbacks(a, b) > 0);
+    CHECK(rollbacks(b, a) > 0);
+    CHECK_EQ(sim_send(a, b, "x", 1, 3000, &err), OPCOMMS_E_ROLLBACK);
+    CHECK_EQ(opcomms_accept_rollback(a->peer, c->hash, &err), OPCOMMS_E_NOT_FOUND);
+    rc = opcomms_accept_rollback(a->peer, b->hash, &err);
+    CHECK(rc == OPCOMMS_OK || rc == OPCOMMS_E_NOT_FOUND);
+    if (rc != OPCOMMS_OK) CHECK_EQ(opcomms_accept_rollback(b->peer, a->hash, &err), OPCOMMS_OK);
+    if (rc == OPCOMMS_OK) (void)opcomms_accept_rollback(b->peer, a->hash, &err);
+    CHECK(until_sent(&s, from, 30 * SECOND));
+    n = take(to, from, 0, &flags);
+    CHECK_EQ(n, 6);
+    CHECK_EQ(take(to, from, 0, NULL), UINT32_MAX);
+    for (n = 7; n < 9; n++) { /* for good, also after a restart of both */
+        sim_stop(a);
+        sim_stop(b);
+        start(a);
+        start(b);
+        CHECK_EQ(put(from, to, n, 50, NULL, NULL), OPCOMMS_OK);
+        CHECK(until_sent(&s, from, 30 * SECOND));
+        CHECK_EQ(take(to, from, 0, NULL), n);
+    }
+    sim_end(&s);
+}
+
+TEST(a_receivers_log_that_went_back_stops_the_pair_until_it_is_accepted) {
+    roll_back(0, 0);
+    roll_back(0, 1);
+}
+TEST(a_senders_log_that_went_back_stops_the_pair_until_it_is_accepted) {
+    roll_back(1, 0);
+    roll_back(1, 1);
+}
+
+/* ---- calls with numbers ---- */
+
+/* Repeats a call until it is known what became of it: its message is there once. */
+TEST(a_numbered_call_repeated_after_any_cut_stores_once) {
+    sim s;
+    sim_peer *a, *b;
+    opcomms_error err;
+    uint64_t at, total[2] = {0, 0}, in = 0;
+    uint32_t n = 0;
+    int d, how, unknown = 0;
+    begin(&s, 95, &a, &b, NULL);
+    a->cfg.handshake_timeout_ms = b->cfg.handshake_timeout_ms = 2000;
+    a->cfg.send_timeout_ms = 2000;
+    b->cfg.idle_timeout_ms = 5000;
+    start(a);
+    start(b);
+    for (how = 0; how < 3; how++) {
+        for (d = 0; d < 2; d++) {
+            for (at = 0; at <= total[d] && test_bad == 0; at += cut_step * 2) {
+                static uint8_t text[6000];
+                uint64_t number = 0;
+                opcomms_err rc;
+                int tries = 0;
+                size_t size = body(text, n, 5000);
+                s.w.wire.cut[d].at = total[1] == 0 ? FAKE_NEVER : at;
+                s.w.wire.cut[d].how = how;
+                do {
+                    rc = opcomms_send_numbered(a->peer, b->hash, b->address, text, size, &number,
+                                               700, &err);
+                    if (rc == OPCOMMS_E_UNKNOWN_OUTCOME) unknown++;
+                    if (total[1] == 0) {
+                        total[0] = s.w.conn[0]->pipe[0].sent;
+                        total[1] = s.w.conn[0]->pipe[1].sent;
+                    }
+                    wire_heals(&s.w);
+                } while (rc != OPCOMMS_OK && ++tries < 20);
+                CHECK_EQ(rc, OPCOMMS_OK);
+                CHECK(number != 0);
+                CHECK_EQ(sim_stats(b).messages_in, ++in);
+                CHECK_EQ(take(b, a, 0, NULL), n);
+                n++;
+                if (test_bad > 0) printf("direction %d byte %d kind %d\n", d, (int)at, how);
+                CHECK_EQ(opcomms_allow_list_remove(a->allow, b->hash), OPCOMMS_OK);
+                sim_run(&s, 100 * MS);
+                CHECK_EQ(opcomms_allow_list_add(a->allow, b->hash, NULL), OPCOMMS_OK);
+            }
+        }
+    }
+    CHECK(unknown > 5);
+    sim_end(&s);
+}
+
+/* ---- a relay: a queues for b, which passes on to c in one operation with its acknowledgement ---- */
+
+static opcomms_err relay(sim_peer *b, const sim_peer *to, uint32_t *n) {
+    opcomms_message *msg = NULL;
+    opcomms_outgoing out;
+    opcomms_error err;
+    size_t got = 0, size;
+    uint8_t state[4];
+    opcomms_err rc = opcomms_receive(b->peer, 0, &msg, &err);
+    if (rc != OPCOMMS_OK) return rc;
+    size = opcomms_message_size(msg);
+    CHECK(size < 4000);
+    rc = opcomms_message_read(msg, 0, back, sizeof back, &got);
+    if (rc != OPCOMMS_OK || got != size) {
+        opcomms_release(msg);
+        return OPCOMMS_E_IO;
+    }
+    *n = which(back, size);
+    memset(&out, 0, sizeof out);
+    out.to = mailbox(to, 0);
+    out.address = to->address;
+    out.data = back;
+    out.len = size;
+    memcpy(state, back + 12, 4); /* the last four digits */
+    rc = opcomms_commit(b->peer, &msg, 1, &out, 1, state, 4, &err);
+    if (rc != OPCOMMS_OK) opcomms_release(msg);
+    return rc;
+}
+
+static void relay_crash(uint64_t at, int kill, int *reached) {
+    sim s;
+    sim_peer *a, *b, *c;
+    opcomms_error err;
+    opcomms_err rc = OPCOMMS_OK;
+    uint32_t n, done = UINT32_MAX, seen = UINT32_MAX;
+    uint32_t direct = 0, k;
+    int rounds;
+    memset(&err, 0, sizeof err);
+    begin(&s, 100 + at * 2 + (uint64_t)kill, &a, &b, &c);
+    b->host->sector = at % 2 ? 512 : 4096;
+    start(a);
+    start(b);
+    start(c);
+    b->host->crash_at = b->host->calls + at;
+    b->host->crash_kills = kill;
+    for (n = 0; n < 6; n++) CHECK_EQ(put(a, c, n, 10, NULL, NULL), OPCOMMS_OK); /* a direct flow */
+    for (n = 10; n < 16; n++) CHECK_EQ(put(a, b, n, 100, NULL, NULL), OPCOMMS_OK);
+    for (rounds = 0; rounds < 400; rounds++) {
+        uint8_t state[16];
+        size_t len = 0;
+        if (b->host->dead) {
+            *reached = 1;
+            crash(b, 0, 0);
+            start(b);
+            if (b->peer == NULL) break;
+            rc = opcomms_get_state(b->peer, state, sizeof state, &len);
+            if (rc == OPCOMMS_OK) {
+                state[4] = 0;
+                seen = (uint32_t)strtoul((char *)state, NULL, 10);
+                CHECK_EQ(len, 4);
+            }
+            CHECK(rc == OPCOMMS_OK || rc == OPCOMMS_E_EMPTY);
+            if (done != UINT32_MAX) CHECK(rc == OPCOMMS_OK && (seen == done || seen == done + 1));
+        }
+        rc = relay(b, c, &n);
+        if (rc == OPCOMMS_OK) {
+            if (seen != UINT32_MAX) CHECK(n > seen); /* what was committed does not come again */
+            if (done != UINT32_MAX) CHECK(n == done + 1 || n == seen + 1);
+            done = n;
+        }
+        sim_run(&s, 30 * MS);
+        if (!b->host->dead && rc == OPCOMMS_E_EMPTY && opcomms_queued_count(a->peer, NULL) == 0 &&
+            opcomms_queued_count(b->peer, NULL) == 0 && sim_stats(b).unread == 0) {
+            break;
+        }
+    }
+    b->host->crash_at = 0;
+    CHECK(rounds < 400);
+    for (k = 0; k < 12 && test_bad == 0; k++) { /* c has a's and b's, each in order */
+        opcomms_identifier who;
+        size_t len = 0;
+        rc = opcomms_check_receive(c->peer, &who, back, sizeof back, &len, &err);
+        CHECK_EQ(rc, OPCOMMS_OK);
+        if (rc != OPCOMMS_OK) break;
+        CHECK_EQ(which(back, len), strcmp(who.hash, a->hash) == 0 ? direct++ : 10 + k - direct);
+    }
+    CHECK_EQ(sim_stats(c).unread, 0);
+    CHECK_EQ(sim_stats(c).messages_in, 12);
+    if (test_bad > 0) printf("relay: call %d, kill %d: %s\n", (int)at, kill, err.text);
+    sim_end(&s);
+}
+
+TEST(a_relay_is_exactly_once_across_a_crash_at_any_call) {
+    uint64_t at = 1;
+    int kill, reached;
+    for (kill = 0; kill < 2; kill++) {
+        for (at = 1 + (uint64_t)kill, reached = 1; reached && test_bad == 0; at += crash_step) {
+            reached = 0;
+            relay_crash(at, kill, &reached);
+        }
+        CHECK(at > 100);
+    }
+}
+
 int main(void) {
     size_t i;
     int every = getenv("SIM_RUNS") != NULL;
@@ -775,5 +1036,9 @@ int main(void) {
     RUN(messages_without_an_address_wait_for_a_connection_of_that_peer);
     RUN(a_message_that_comes_over_two_connections_at_once_is_stored_once);
     RUN(a_key_that_is_removed_is_served_no_more_and_all_goes_on_when_it_is_back);
+    RUN(a_receivers_log_that_went_back_stops_the_pair_until_it_is_accepted);
+    RUN(a_senders_log_that_went_back_stops_the_pair_until_it_is_accepted);
+    RUN(a_numbered_call_repeated_after_any_cut_stores_once);
+    RUN(a_relay_is_exactly_once_across_a_crash_at_any_call);
     return test_end();
 }
