@@ -16204,7 +16204,6 @@ typedef struct opc__flow {
     opc__flow_out *out;
     uint32_t out_cap;
     uint32_t turn;
-    int crowded; /* a destination waits for a channel: an idle one gives way */
     opc__refusal refusals[OPC__FLOW_REFUSALS];
     uint32_t refusals_count;
     int pong;
@@ -17631,12 +17630,8 @@ OPC__FN void opc__flow_reopen(opc__flow *f, opc__flow_out *ch) {
 OPC__FN void opc__flow_listen(opc__flow *f, opc__flow_out *ch) {
     const opc__outbox *o = &f->peer->outbox;
     uint32_t r = opc__outbox_oldest_era(o, ch->dest);
-    if (r == OPC__ITEMS_NONE && f->crowded) {
-        opc__flow_reopen(ch);
-        if (ch->state == OPC__FLOW_CLOSING) f->crowded = 0; /* one at a time */
-    }
     if (r != OPC__ITEMS_NONE && !opc__outbox_epoch_equal(&o->eras[r].epoch, &ch->epoch)) {
-        opc__flow_reopen(ch);
+        opc__flow_reopen(f, ch);
     }
 }
 
@@ -17774,11 +17769,7 @@ OPC__FN int opc__flow_write_channel(opc__flow *f, opc__flow_out *ch, opc__pen *p
         if (n == 0) return OPC__PEN_FULL;
         pen->put += n;
         if (ch->stream == OPC__STREAM_QUEUE) {
-        f->peer->more = 1; /* whoever was on it, or waits for a channel, goes on */
-            uint8_t server[32];
-            memcpy(server, f->peer->outbox.dests[ch->dest].server, 32);
             opc__peer_unserved(f->peer, ch->dest, OPCOMMS_OK);
-            opc__peer_wake(f->peer, server); /* some may wait for a channel */
         }
         memset(ch, 0, sizeof *ch);
         opc__peer_rouse(f->peer, opc__tls_peer(&f->slot->conn.tls)); /* one may wait for it */
@@ -18060,7 +18051,6 @@ OPC__FN opcomms_err opc__flow_step(opc__conn *c, uint64_t now_us) {
 
 /* A destination of the outbox gets a channel; 0: there is none left. */
 OPC__FN int opc__flow_serve(opc__flow *f, uint32_t dest, const opc__epoch *epoch) {
-    f->crowded = ch == NULL;
     opc__dest *d = &f->peer->outbox.dests[dest];
     opc__flow_out *ch = opc__flow_out_room(f);
     uint32_t i;
