@@ -624,7 +624,7 @@ typedef enum opcomms_durability {
 /* Bits of opcomms_config.flags. */
 #define OPCOMMS_NO_BACKGROUND 1u /* no thread: the caller pumps with opcomms_poll */
 #define OPCOMMS_MEMORY_STORE 2u  /* no log: messages live in memory and end with the peer */
-#define OPCOMMS_NO_LISTEN 4u     /* send only: no listening socket */
+#define OPCOMMS_NO_LISTEN 4u     /* no listening socket; with MEMORY_STORE it only sends */
 #define OPCOMMS_NO_RESUMPTION 8u /* every connection makes a full handshake */
 #define OPCOMMS_TARPC_ONLY 16u   /* never the native protocol */
 #define OPCOMMS_NATIVE_ONLY 32u  /* opcomms_send and the outbox: never tarpc */
@@ -17395,11 +17395,13 @@ OPC__FN int opc__pen_wrote(opc__pen *pen, size_t n) {
 OPC__FN int opc__flow_write_hello(opc__flow *f, opc__pen *pen) {
     opcomms_peer *p = f->peer;
     const uint8_t *peer = opc__tls_peer(&f->slot->conn.tls);
+    const uint32_t sends_only = OPCOMMS_NO_LISTEN | OPCOMMS_MEMORY_STORE;
     opc__hello h;
     int wrote;
     memset(&h, 0, sizeof h);
     h.version = 1;
-    h.flags = OPC__NATIVE_TAKES_OPEN;
+    /* One that only sends would lose what it is given, or have it refused for good. */
+    if ((p->cfg.flags & sends_only) != sends_only) h.flags = OPC__NATIVE_TAKES_OPEN;
     h.chunk = OPC__FLOW_CHUNK;
     h.message_max = p->cfg.message_bytes_max;
     p->store->c->epoch(p->store, &h.now);
@@ -19313,6 +19315,7 @@ OPC__FN opcomms_err opc__node_dial(opcomms_peer *p, const uint8_t hash[32],
                                    const opcomms_address *to, int *os) {
     uint8_t entropy[32];
     uint64_t now = opc__peer_now(p);
+    int native = !(p->cfg.flags & OPCOMMS_TARPC_ONLY);
     opc__slot *s;
     opcomms_err rc = opc__node_room(p);
     if (rc != OPCOMMS_OK) return rc;
@@ -19334,9 +19337,9 @@ OPC__FN opcomms_err opc__node_dial(opcomms_peer *p, const uint8_t hash[32],
     s->active_us = now;
     s->peer = p;
     opc__conn_init(&s->conn, 0, p->store, p->cfg.frame_bytes_max, NULL, s);
-    s->conn.native = opc__flow_step;
+    if (native) s->conn.native = opc__flow_step;
     opc__tls_client(&s->conn.tls, &p->tls, hash, opc__node_slot_may, s, entropy,
-                    p->plat->wall_s(p->plat->user), 1);
+                    p->plat->wall_s(p->plat->user), native);
     opc__mem_wipe(entropy, sizeof entropy);
     opc__node_resume(p, s, now);
     p->slots[p->slots_count++] = s;
