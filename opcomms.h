@@ -5,7 +5,8 @@ opcomms.h 0.1.0 - authenticated, durable, peer-to-peer messaging in one C header
 A program copies this file, links BearSSL, and has a peer: it listens on an address, knows who is on
 the other end by the SHA-256 of their public key, accepts only whom its allow list names, moves only
 what its routing table permits, and loses no message it has acknowledged, even when the power goes.
-It speaks the wire protocol of the Rust system operator-comms (broker v0.5.0) in both directions.
+It speaks the wire protocol of the Rust system operator-comms (broker v0.5.0) in both directions,
+and between peers of this library one of its own, which delivers exactly once.
 
 CONTENTS OF THE MANUAL
      1  Use                       7  Wire protocol
@@ -60,6 +61,22 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
                 cfg.mailboxes_max opts into keeping mail for third parties.
     send        opens or reuses one kept connection per (identity, address) and returns when the
                 receiver has stored the message, or with the reason why not.
+    outbox      opcomms_enqueue stores a message in our own log, returns, and delivers in the
+                background: across restarts of both sides, again and again until the receiver has
+                it. What ran out of attempts, expired, or was refused for good is a dead letter,
+                which stays until the program drops it or queues it again. opcomms_next_event tells
+                what became of each.
+    stream      the messages of one sender mailbox to one destination. The outbox delivers each
+                stream in the order of its calls. The receiver remembers the highest number that it
+                has stored of a stream, together with the messages, and knows by that what comes
+                again. Between native peers (7) that makes it exactly once: stored once, handed out
+                until acknowledged. Towards the Rust system it is at least once, and a message that
+                went both ways is marked OPCOMMS_MESSAGE_UNCERTAIN.
+    commit      opcomms_commit acknowledges messages, queues others and replaces the program's state
+                record in one operation: what a message has caused and its end are one.
+    rollback    native peers know each other's logs by their openings. A log that was replaced by an
+                older copy stops what the two exchange, and nothing else, until
+                opcomms_accept_rollback: its numbers are used again, and would pass for duplicates.
     client      the broker channel: send to, get from and acknowledge in the mailboxes of any
                 server, of this library or of the Rust system (opcomms_client_*). Components of
                 the server's own process do the same without a network (opcomms_local_*).
@@ -72,9 +89,16 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
     - The receiver's key is the one that was asked for, or nothing is sent.  api/test_basics.c
     - When opcomms_allow_list_remove has returned, nothing more from that key is stored and
       nothing more is sent to it; its connections close within one step.       api/test_peer.c
+    - A message whose enqueue returned OPCOMMS_OK is delivered, is a dead letter, or was cancelled,
+      whatever crashes and whichever connection breaks; in order, and between native peers once.
+                                             api/test_delivery.c, sim/test_sim_delivery.c
+    - A log that was replaced by an older copy is found out before anything moves.
+                                             unit/test_numbers_world.c, sim/test_sim_delivery.c
     - Peer and file bytes never crash it.                       fuzz/, unit tests under sanitizers
-    Between a lost answer and a repeated send a message can arrive twice: OPCOMMS_E_UNKNOWN_OUTCOME
-    says when that is possible.
+    Between a lost answer and a repeated opcomms_send a message can arrive twice, as OPCOMMS_E_
+    UNKNOWN_OUTCOME says; opcomms_send_numbered and the outbox are for those who cannot have that.
+    An acknowledgement by the program becomes durable with the next sync: after a crash the last
+    message handed out may be handed out again, with its number.
 
 4  COMPILE-TIME OPTIONS (define before the include; none changes a public struct)
     OPCOMMS_IMPLEMENTATION     compiles the implementation in this file
@@ -147,8 +171,14 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
         read before anything takes effect, and what is wrong is named with its line.
 
 7  WIRE PROTOCOL
-    TCP, TLS 1.2 with certificates on both sides, then frames: length (32 bits, big-endian, 1 to
-    8 388 608), then one JSON document. The documents are those of tarpc 0.37:
+    TCP, and TLS 1.2 with certificates on both sides. Who connects offers the ALPN protocol
+    "opcomms/1"; when the other side chooses it, both speak the native protocol, which is written
+    out byte by byte at the top of section >>native: binary frames, channels with windows,
+    cumulative acknowledgements; tests/data/native holds a frame of each kind. Otherwise, and on the
+    broker channel always, it is that of the Rust system, below. OPCOMMS_TARPC_ONLY and
+    OPCOMMS_NATIVE_ONLY leave one of them out.
+    Frames of the Rust system: length (32 bits, big-endian, 1 to 8 388 608), then one JSON document.
+    The documents are those of tarpc 0.37:
         {"Request":{"context":{"deadline":{"secs":S,"nanos":N},"trace_context":{"trace_id":[16
          numbers],"span_id":U,"sampling_decision":"Unsampled"}},"id":I,"message":MSG}}
         {"Cancel":{"trace_context":{...},"request_id":I}}
@@ -177,8 +207,12 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
     waits on opcomms_pollfds in a loop of its own. A blocking call pumps such a peer meanwhile, but
     not the peer at the other end: two of them in one thread need OPCOMMS_NO_BACKGROUND off.
     opcomms_stop ends the work and can be called any time, opcomms_free destroys and must be last.
-    Callbacks (log, allocator) run without locks for the log callback; blocking calls and stop
-    refuse with OPCOMMS_E_BUSY inside it. After fork only the parent may use a peer.
+    The callbacks cfg.log and cfg.event run without locks, on the thread of whatever call or step
+    caused them, several at once; blocking calls and stop refuse with OPCOMMS_E_BUSY inside. Without
+    cfg.event the last 256 events wait for opcomms_next_event. After fork only the parent may use a
+    peer.
+    The background thread delivers the outbox; with OPCOMMS_NO_BACKGROUND the caller's polls do, and
+    a blocking call meanwhile.
     Without a flush thread (OPCOMMS_NO_BACKGROUND) the step that has something to sync blocks for
     the time of one fdatasync.
 
@@ -204,6 +238,9 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
       under, to be of use, and here there is neither.
     - A stranger can make the peer accept a TCP connection and, if some entry of the allow list
       admits the address, spend one signature; both are limited in number and rate.
+    - The native protocol changes nothing of that: the same handshake, identities, lists and limits.
+      The allow list is asked again for each batch of frames, the routing table for each channel and
+      message. A listed peer can fill what queue_depth_max, window_bytes and streams_max grant it.
     - The log is not encrypted; its mode is 0600. Payloads and keys never reach the log callback.
     - A key under a password is as safe as the password: whoever has the file can guess, and a guess
       costs what opening it costs, 600 000 iterations of PBKDF2 unless another count was asked for.
