@@ -18840,8 +18840,7 @@ OPC__FN void opc__node_slot_pump(opcomms_peer *p, opc__slot *s, uint64_t now_us)
     if (s->flow != NULL && s->flow->greeted != s->flow->hello_got && s->flow->bye == 0 &&
         c->state == OPC__CONN_OPEN) {
         s->flow->greeted = 1;
-        /* What waits for such a connection; but not for one that is ended for what HELLO said. */
-        if (s->flow->bye == 0) opc__peer_rouse(p, opc__tls_peer(&c->tls));
+        opc__peer_rouse(p, opc__tls_peer(&c->tls)); /* what waits for such a connection */
     }
     if (s->mail != NULL && s->mail->busy && s->mail->call.done) {
         opc__node_mail_end(p, s, s->mail->call.result);

@@ -1825,8 +1825,8 @@ static const struct command {
      "key config ca listen allow routes log durability protocol mailboxes id count keep raw", "",
      "Listens, prints and acknowledges what arrives, and delivers what the outbox holds, until\n"
      "SIGINT or SIGTERM, or until --count messages came. SIGHUP reads the lists again from their\n"
-     "files. With --keep nothing is taken: a mailbox server whose clients fetch; --mailboxes opens\n"
-     "it to third parties.",
+     "files. With --keep nothing is taken: a mailbox server whose clients fetch; --mailboxes\n"
+     "opens it to third parties.",
      "opcomms serve --key bob.key --listen 127.0.0.1:9002 --allow allow.yaml "
      "--routes routes.yaml"},
     {"send", cmd_send, 0, -1, "key config ca to server from-id file lines text timeout",

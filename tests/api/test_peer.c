@@ -911,6 +911,7 @@ int main(void) {
     RUN(at_most_16384_messages_are_handed_out_at_once);
     RUN(a_large_message_is_read_in_pieces);
     RUN(queues_refuse_a_tarpc_sender_when_full_and_drop_nothing);
+    RUN(a_full_queue_makes_a_native_sender_wait_and_drops_nothing);
     RUN(every_durability_and_the_memory_store_deliver);
     RUN(stop_wakes_who_waits_and_may_be_called_by_several);
     RUN(blocking_calls_are_refused_inside_a_callback);
