@@ -107,7 +107,8 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
     OPCOMMS_NO_THREADS         no pthread: only peers with OPCOMMS_NO_BACKGROUND
     OPCOMMS_NO_LINUX           plain POSIX even on Linux
     OPCOMMS_NO_POSIX           no built-in platform: cfg.platform is required
-    OPCOMMS_MAX_FRAME          largest frame, default 8 388 608 as in the reference
+    OPCOMMS_MAX_FRAME          largest frame and largest message, default 8 388 608 as in the
+                               reference; up to 100 MiB
     OPCOMMS_NO_CRC_HARDWARE    CRC-32C by table only
 
 5  LIMITS (defaults; fields of opcomms_config)
@@ -731,7 +732,7 @@ typedef struct opcomms_config {
     uint32_t window_messages;  /* native: unacknowledged ones of a sender; default 16 384 */
     uint32_t streams_max;      /* native: sender and destination pairs remembered; default 16 384 */
     uint64_t window_bytes;     /* native: and their payload; default 8 MiB */
-    uint64_t message_bytes_max; /* native: largest message taken; default 8 MiB, most 128 MiB */
+    uint64_t message_bytes_max; /* native: largest message; default and most OPCOMMS_MAX_FRAME */
     opcomms_event_fn event;
     void *event_user;
 } opcomms_config;
@@ -1296,7 +1297,7 @@ extern "C" {
 #ifndef OPCOMMS_MAX_FRAME
 #define OPCOMMS_MAX_FRAME 8388608u /* PROTOCOL: payload of one frame, 8 MiB, inclusive */
 #endif
-OPC__STATIC_ASSERT(max_frame, OPCOMMS_MAX_FRAME >= 1024u && OPCOMMS_MAX_FRAME <= 0x7fffffffu);
+OPC__STATIC_ASSERT(max_frame, OPCOMMS_MAX_FRAME >= 1024u && OPCOMMS_MAX_FRAME <= 0x6400000u);
 
 /* >>str ==== L0 ==== text without stdio or locale: builder, numbers, hex, comparison */
 
@@ -12183,7 +12184,7 @@ static const opc__settings_key opc__settings_keys[OPC__SETTINGS_KEYS] = {
     {"queued_bytes_max", 0, OPC__SETTINGS_U64, OPC__SETTINGS_AT(queued_bytes_max), 1, UINT64_MAX},
     {"window_bytes", 0, OPC__SETTINGS_U64, OPC__SETTINGS_AT(window_bytes), 1, (uint64_t)1 << 40},
     {"message_bytes_max", 0, OPC__SETTINGS_U64, OPC__SETTINGS_AT(message_bytes_max), 1,
-     (uint64_t)128 << 20},
+     OPCOMMS_MAX_FRAME},
     {"rate_limit_capacity", 1, OPC__SETTINGS_RATE, OPC__SETTINGS_AT(rate_capacity), 1, 1000000000},
     {"rate_limit_refill_rate", 1, OPC__SETTINGS_U32, OPC__SETTINGS_AT(rate_per_second), 1,
      UINT32_MAX},
@@ -20754,7 +20755,7 @@ OPC__FN opcomms_err opc__pub_config(const opcomms_config *cfg, opcomms_config *o
     opc__pub_default(&out->streams_max, 16384);
     if (out->queued_bytes_max == 0) out->queued_bytes_max = (uint64_t)256 << 20;
     if (out->window_bytes == 0) out->window_bytes = (uint64_t)8 << 20;
-    if (out->message_bytes_max == 0) out->message_bytes_max = (uint64_t)8 << 20;
+    if (out->message_bytes_max == 0) out->message_bytes_max = OPCOMMS_MAX_FRAME;
     if (out->log_bytes_max == 0) out->log_bytes_max = (uint64_t)1 << 30;
     if (out->memory_bytes_max == 0) out->memory_bytes_max = (uint64_t)64 << 20;
     if (out->connections_max > 1024u || out->frame_bytes_max > OPCOMMS_MAX_FRAME ||
@@ -20766,7 +20767,7 @@ OPC__FN opcomms_err opc__pub_config(const opcomms_config *cfg, opcomms_config *o
         out->destinations_max > OPC__OUTBOX_DESTS_MAX || out->attempts_max > 0xffffu ||
         out->retry_min_ms > out->retry_max_ms || out->retry_max_ms > 86400000u ||
         out->window_messages > 0x1000000u || out->window_bytes > ((uint64_t)1 << 40) ||
-        out->message_bytes_max > ((uint64_t)128 << 20) || out->streams_max > 0x1000000u ||
+        out->message_bytes_max > OPCOMMS_MAX_FRAME || out->streams_max > 0x1000000u ||
         (out->flags & (OPCOMMS_TARPC_ONLY | OPCOMMS_NATIVE_ONLY)) ==
             (OPCOMMS_TARPC_ONLY | OPCOMMS_NATIVE_ONLY)) {
         return opc__err_set(err, OPCOMMS_E_INVAL, 0, "a limit in cfg is out of range");

@@ -1,5 +1,6 @@
 /* What the outbox and everything around it promise: real sockets and threads, each claim through
    the public functions alone. Nothing sleeps: every wait is for an event or a condition. */
+#define OPCOMMS_MAX_FRAME 33554432u /* messages of more than the default 8 MiB */
 #include "party.h"
 
 #define LONG 20000u /* milliseconds: more than anything here takes */
