@@ -16242,6 +16242,7 @@ typedef struct opc__flow {
     opc__flow_out *out;
     uint32_t out_cap;
     uint32_t turn;
+    int crowded; /* a destination waits for a channel: an idle one gives way */
     opc__refusal refusals[OPC__FLOW_REFUSALS];
     uint32_t refusals_count;
     int pong;
@@ -17670,6 +17671,10 @@ OPC__FN void opc__flow_reopen(opc__flow *f, opc__flow_out *ch) {
 OPC__FN void opc__flow_listen(opc__flow *f, opc__flow_out *ch) {
     const opc__outbox *o = &f->peer->outbox;
     uint32_t r = opc__outbox_oldest_era(o, ch->dest);
+    if (r == OPC__ITEMS_NONE && f->crowded) {
+        opc__flow_reopen(f, ch);
+        if (ch->state == OPC__FLOW_CLOSING) f->crowded = 0; /* one at a time */
+    }
     if (r != OPC__ITEMS_NONE && !opc__outbox_epoch_equal(&o->eras[r].epoch, &ch->epoch)) {
         opc__flow_reopen(f, ch);
     }
@@ -18093,19 +18098,8 @@ OPC__FN opcomms_err opc__flow_step(opc__conn *c, uint64_t now_us) {
 OPC__FN int opc__flow_serve(opc__flow *f, uint32_t dest, const opc__epoch *epoch) {
     opc__dest *d = &f->peer->outbox.dests[dest];
     opc__flow_out *ch = opc__flow_out_room(f);
-    uint32_t i;
-    if (ch == NULL) { /* all are taken: one that has nothing to do gives way */
-        for (i = 0; i < f->out_cap; i++) {
-            ch = &f->out[i];
-            if (ch->state == OPC__FLOW_OPEN && ch->stream == OPC__STREAM_QUEUE &&
-                ch->settled >= ch->last && !ch->under_way && !ch->abort &&
-                f->peer->outbox.dests[ch->dest].count == 0) {
-                ch->state = OPC__FLOW_CLOSING;
-                break;
-            }
-        }
-        return 0;
-    }
+    f->crowded = ch == NULL;
+    if (ch == NULL) return 0;
     memset(ch, 0, sizeof *ch);
     ch->state = OPC__FLOW_OPENING;
     ch->stream = OPC__STREAM_QUEUE;

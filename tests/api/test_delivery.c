@@ -654,7 +654,8 @@ TEST(what_is_cancelled_when_it_was_sent_may_have_arrived) {
     gate_for_b();
     CHECK_EQ(up(&a), OPCOMMS_OK);
     CHECK_EQ(up(&b), OPCOMMS_OK);
-    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "0", 1, 0, &err), OPCOMMS_OK);
+    number = queue("0"); /* its channel is open now */
+    CHECK(event_is(&a, number, OPCOMMS_STATE_DURABLE));
     CHECK(gets(&b, 0, "0"));
     gate_set(1); /* the receiver cannot acknowledge */
     number = queue("1");
