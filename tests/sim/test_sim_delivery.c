@@ -1009,12 +1009,442 @@ TEST(a_relay_is_exactly_once_across_a_crash_at_any_call) {
     }
 }
 
+/* ---- random lives ---- */
+
+#define PARTIES 4
+#define LETTERS 3000u
+
+typedef enum { OPEN, STORED, MAYBE, REFUSED } outcome;
+
+/* One message, queued or sent. */
+typedef struct letter {
+    int from, to, from_id, dest_id;
+    int direct;       /* by opcomms_send_numbered: no order is promised */
+    size_t size;
+    outcome out;
+    int child;        /* the letter that was committed with its acknowledgement; -1 */
+    int handed;       /* how often */
+    uint64_t number;  /* in the receiver's log; 0: not known */
+    int acked, sure;  /* acknowledged; durably so */
+    uint64_t syncs;
+} letter;
+
+typedef struct world {
+    sim s;
+    letter letter[LETTERS];
+    uint32_t letters;
+    int64_t state[PARTIES]; /* last committed; -1: none */
+    uint32_t deal[PARTIES][2]; /* commit of unknown outcome: letter taken, letter queued */
+    int dealing[PARTIES];
+    int quiet;
+    unsigned faults;
+    uint64_t crashes, maybe, relayed, full;
+} world;
+
+static world w;
+static uint64_t seed;
+
+static void bad(const char *what, uint32_t n) {
+    test_bad++;
+    printf("SEED=%llu at %llu: %s", (unsigned long long)seed,
+           (unsigned long long)w.s.w.now_us, what);
+    if (n < w.letters) {
+        const letter *l = &w.letter[n];
+        printf(" (letter %u from %d:%d to %d:%d, %d bytes, out %d, handed %d, acked %d, direct %d)",
+               (unsigned)n, l->from, l->from_id, l->to, l->dest_id, (int)l->size, (int)l->out,
+               l->handed, l->acked, l->direct);
+    }
+    printf("\n");
+}
+
+static uint64_t roll(uint64_t n) { return fake_below(&w.s.w, n); }
+static int percent(unsigned p) { return fake_chance(&w.s.w, p); }
+static int up(int who) { return w.s.peer[who].peer != NULL && !w.s.peer[who].host->dead; }
+
+static uint32_t letter_new(int from, int to) {
+    letter *l = &w.letter[w.letters];
+    memset(l, 0, sizeof *l);
+    l->from = from;
+    l->to = to;
+    l->from_id = percent(70) ? 0 : 3;
+    l->dest_id = percent(70) ? 0 : 5;
+    l->size = 16 + (size_t)roll(percent(80) ? 200 : percent(80) ? 20000 : 150000);
+    l->child = -1;
+    return w.letters++;
+}
+
+static void letter_out(uint32_t n, opcomms_err rc) {
+    letter *l = &w.letter[n];
+    fake_note(&w.s.w, "put", n, (uint64_t)(int64_t)rc);
+    l->out = rc == OPCOMMS_OK ? STORED : up(l->from) ? REFUSED : MAYBE;
+    if (rc == OPCOMMS_E_UNKNOWN_OUTCOME) l->out = MAYBE;
+    if (l->out == MAYBE) w.maybe++;
+    if (rc == OPCOMMS_E_FULL) w.full++;
+    if (l->out == REFUSED && rc != OPCOMMS_E_FULL && !l->direct) bad("refused", n);
+    if (l->out == STORED && !l->direct) {
+        char head[40];
+        snprintf(head, sizeof head, "message %08u", (unsigned)n);
+        if (!fake_on_platter(w.s.peer[l->from].host, SIM_LOG, head, 16)) {
+            bad("enqueued before it was durable", n);
+        }
+    }
+}
+
+static void act_put(int from, int to) {
+    sim_peer *p = &w.s.peer[from], *q = &w.s.peer[to];
+    opcomms_enqueue_options opt = options();
+    opcomms_identifier dest;
+    opcomms_error err;
+    uint32_t n;
+    opcomms_err rc;
+    static uint8_t text[BIG];
+    if (to == from || w.letters >= LETTERS) return;
+    n = letter_new(from, to);
+    body(text, n, w.letter[n].size);
+    opt.from_id = (uint8_t)w.letter[n].from_id;
+    opt.level = (uint8_t)roll(4);
+    dest = mailbox(q, w.letter[n].dest_id);
+    memset(&err, 0, sizeof err);
+    rc = opcomms_enqueue(p->peer, &dest, w.quiet || percent(90) ? q->address : NULL, NULL, 0, text,
+                         w.letter[n].size, &opt, NULL, &err);
+    letter_out(n, rc);
+}
+
+static void act_send(int from) {
+    int to = (int)roll(PARTIES), tries;
+    sim_peer *p = &w.s.peer[from], *q = &w.s.peer[to];
+    opcomms_error err;
+    uint64_t number = 0;
+    uint32_t n;
+    opcomms_err rc = OPCOMMS_OK;
+    int unknown = 0;
+    static uint8_t text[BIG];
+    if (to == from || w.letters >= LETTERS) return;
+    n = letter_new(from, to);
+    w.letter[n].direct = 1;
+    w.letter[n].from_id = w.letter[n].dest_id = 0;
+    body(text, n, w.letter[n].size);
+    for (tries = 0; tries < 4 && up(from); tries++) {
+        rc = opcomms_send_numbered(p->peer, q->hash, q->address, text, w.letter[n].size, &number,
+                                   (uint32_t)(200 + roll(4000)), &err);
+        if (rc == OPCOMMS_OK) break;
+        if (rc == OPCOMMS_E_UNKNOWN_OUTCOME) unknown = 1;
+    }
+    if (rc != OPCOMMS_OK && unknown) rc = OPCOMMS_E_UNKNOWN_OUTCOME;
+    letter_out(n, rc);
+}
+
+/* Letter n is handed out by `who`. */
+static void handed(int who, int id, uint32_t n, opcomms_message *msg) {
+    letter *l = &w.letter[n];
+    opcomms_identifier from;
+    uint64_t number = opcomms_message_number(msg);
+    char head[40];
+    uint32_t i;
+    fake_note(&w.s.w, "handed", (uint64_t)who, n);
+    opcomms_message_from(msg, &from);
+    snprintf(head, sizeof head, "message %08u", (unsigned)n);
+    if (l->to != who || l->dest_id != id) bad("in a wrong mailbox", n);
+    if (strcmp(from.hash, w.s.peer[l->from].hash) != 0 || from.id != l->from_id) {
+        bad("under a wrong name", n);
+    }
+    if (opcomms_message_flags(msg) != 0) bad("marked", n);
+    if (l->out == REFUSED) bad("handed out although it was refused", n);
+    if (l->number != 0 && l->number != number) bad("stored twice", n);
+    if (l->acked && l->sure) bad("handed out after it was consumed for good", n);
+    if (!fake_on_platter(w.s.peer[who].host, SIM_LOG, head, 16)) bad("before it was durable", n);
+    for (i = 0; i < w.letters && !l->direct; i++) {
+        const letter *o = &w.letter[i];
+        if (o->from != l->from || o->to != who || o->from_id != l->from_id ||
+            o->dest_id != id || o->direct) {
+            continue;
+        }
+        if (i < n && o->out == STORED && o->handed == 0) bad("before an older one", n);
+        if (i > n && o->handed > 0 && l->handed == 0) bad("behind a newer one", n);
+    }
+    l->handed++;
+    l->number = number;
+}
+
+/* Takes the oldest of a mailbox: 1: there was one. */
+static int act_take(int who, int id) {
+    sim_peer *p = &w.s.peer[who];
+    opcomms_message *msg = NULL;
+    opcomms_error err;
+    size_t at = 0, size, got = 0;
+    uint32_t n, child;
+    letter *l;
+    opcomms_err rc;
+    if (opcomms_receive_id(p->peer, (uint8_t)id, 0, &msg, &err) != OPCOMMS_OK) return 0;
+    size = opcomms_message_size(msg);
+    while (at < size && size <= BIG &&
+           opcomms_message_read(msg, at, back + at, size - at, &got) == OPCOMMS_OK && got > 0) {
+        at += got;
+    }
+    if (at < size) {
+        if (up(who)) bad("cannot be read", UINT32_MAX);
+        opcomms_release(msg);
+        return 0;
+    }
+    n = which(back, size);
+    if (n >= w.letters) {
+        bad("nobody wrote it", UINT32_MAX);
+        opcomms_release(msg);
+        return 0;
+    }
+    l = &w.letter[n];
+    handed(who, id, n, msg);
+    if (!w.quiet && percent(10)) {
+        opcomms_release(msg);
+    } else if (!w.quiet && w.letters < LETTERS && percent(40)) { /* pass it on */
+        int to = (who + 1 + (int)roll(PARTIES - 1)) % PARTIES;
+        opcomms_outgoing out;
+        opcomms_enqueue_options opt = options();
+        static uint8_t text[BIG];
+        memset(&out, 0, sizeof out);
+        child = letter_new(who, to);
+        body(text, child, w.letter[child].size);
+        opt.from_id = (uint8_t)w.letter[child].from_id;
+        out.to = mailbox(&w.s.peer[to], w.letter[child].dest_id);
+        out.address = w.s.peer[to].address;
+        out.data = text;
+        out.len = w.letter[child].size;
+        out.options = &opt;
+        rc = opcomms_commit(p->peer, &msg, 1, &out, 1, &child, sizeof child, &err);
+        letter_out(child, rc);
+        if (rc == OPCOMMS_OK) {
+            l->acked = l->sure = 1;
+            l->child = (int)child;
+            w.state[who] = child;
+            w.relayed++;
+        } else {
+            opcomms_release(msg);
+            w.dealing[who] = w.letter[child].out == MAYBE;
+            w.deal[who][0] = n;
+            w.deal[who][1] = child;
+        }
+    } else {
+        l->syncs = p->host->syncs;
+        l->acked = opcomms_ack(msg, &err) == OPCOMMS_OK;
+    }
+    return 1;
+}
+
+static void settle_acks(int who, int lost) {
+    uint32_t i;
+    for (i = 0; i < w.letters; i++) {
+        letter *l = &w.letter[i];
+        if (l->to != who || !l->acked) continue;
+        if (w.s.peer[who].host->syncs > l->syncs) l->sure = 1;
+        if (lost && !l->sure) l->acked = 0;
+    }
+}
+
+static void reap(int who) {
+    sim_peer *p = &w.s.peer[who];
+    settle_acks(who, 1);
+    opcomms_free(p->peer);
+    p->peer = NULL;
+    if (p->memory.used != 0) bad("memory leaked", UINT32_MAX);
+}
+
+static void act_start(int who) {
+    sim_peer *p = &w.s.peer[who];
+    opcomms_error err;
+    uint32_t state = 0;
+    size_t len = 0;
+    opcomms_err rc;
+    fake_boot(p->host);
+    if (!w.quiet && percent(10)) p->host->crash_at = p->host->calls + 1 + roll(60);
+    rc = sim_start(p, &err);
+    if (rc != OPCOMMS_OK) {
+        p->peer = NULL;
+        if (!p->host->dead) bad("does not start again", UINT32_MAX);
+        if (!p->host->dead) printf("    %s\n", err.text);
+        return;
+    }
+    p->host->crash_at = 0;
+    rc = opcomms_get_state(p->peer, &state, sizeof state, &len);
+    if (rc != OPCOMMS_OK && rc != OPCOMMS_E_EMPTY) bad("state", UINT32_MAX);
+    if (w.dealing[who]) { /* all of it or nothing */
+        int yes = rc == OPCOMMS_OK && state == w.deal[who][1];
+        letter *l = &w.letter[w.deal[who][0]];
+        w.letter[w.deal[who][1]].out = yes ? STORED : REFUSED;
+        if (yes) {
+            l->acked = l->sure = 1;
+            l->child = (int)state;
+            w.state[who] = state;
+        }
+        w.dealing[who] = 0;
+    }
+    if (w.state[who] < 0 ? rc != OPCOMMS_E_EMPTY
+                         : rc != OPCOMMS_OK || (int64_t)state != w.state[who]) {
+        bad("another state than was committed", UINT32_MAX);
+    }
+}
+
+static void on_connect(void *user, fake_conn *c) {
+    fake_wire *v = &c->wire;
+    int d;
+    (void)user;
+    fake_wire_plain(v);
+    if (w.quiet) return;
+    if (percent(50)) {
+        v->random = 1;
+        v->piece_max = 1 + (size_t)roll(5000);
+    }
+    if (percent(50)) v->delay_max_us = roll(50000) + v->delay_min_us;
+    if (percent(20)) v->window = 1 + (size_t)roll(70000);
+    for (d = 0; d < 2; d++) {
+        if (percent(w.faults)) {
+            v->cut[d].at = roll(percent(50) ? 4000 : 100000);
+            v->cut[d].how = (int)roll(3);
+        }
+    }
+}
+
+static void act(void) {
+    int who = (int)roll(PARTIES);
+    sim_peer *p = &w.s.peer[who];
+    if (p->peer != NULL && p->host->dead) reap(who);
+    if (p->peer == NULL) {
+        if (percent(40)) act_start(who);
+    } else {
+        switch (roll(12)) {
+        case 0:
+        case 1:
+        case 2:
+        case 3: act_put(who, (int)roll(PARTIES)); break;
+        case 4: act_send(who); break;
+        case 5:
+        case 6:
+        case 7: (void)act_take(who, 0); break;
+        case 8: (void)act_take(who, 5); break;
+        case 9:
+            if (!percent(w.faults)) break;
+            p->host->crash_at = p->host->calls + 1 + roll(200);
+            p->host->crash_kills = percent(40);
+            w.crashes++;
+            break;
+        case 10:
+            if (!percent(w.faults)) break;
+            w.crashes++;
+            if (percent(40)) {
+                fake_kill(p->host);
+            } else {
+                fake_power_cut(p->host, percent(50));
+            }
+            break;
+        default:
+            if (percent(20)) {
+                (void)opcomms_stop(p->peer);
+                reap(who);
+            }
+        }
+    }
+    if (percent(60)) sim_run(&w.s, roll(percent(80) ? 20000 : 2000000));
+}
+
+static void conclude(void) {
+    uint32_t n;
+    int i, rounds, left = 1;
+    w.quiet = 1;
+    wire_heals(&w.s.w);
+    for (i = 0; i < PARTIES; i++) {
+        sim_peer *p = &w.s.peer[i];
+        p->host->crash_at = 0;
+        if (p->peer != NULL && p->host->dead) reap(i);
+        if (p->peer == NULL) act_start(i);
+        if (p->peer == NULL) bad("not started", UINT32_MAX);
+    }
+    for (i = 0; i < PARTIES * PARTIES && test_bad == 0; i++) {
+        act_put(i / PARTIES, i % PARTIES); /* a connection for those without an address */
+    }
+    for (rounds = 0; rounds < 2000 && left && test_bad == 0; rounds++) {
+        sim_run(&w.s, 1000000);
+        left = 0;
+        for (i = 0; i < PARTIES; i++) {
+            int k;
+            for (k = 0; k < 200 && test_bad == 0 && (act_take(i, 0) | act_take(i, 5)); k++) {
+            }
+            settle_acks(i, 0);
+            if (opcomms_queued_count(w.s.peer[i].peer, NULL) > 0) left = 1;
+        }
+    }
+    if (left) bad("the outbox does not empty", UINT32_MAX);
+    for (n = 0; n < w.letters && test_bad == 0; n++) {
+        if (w.letter[n].out == STORED && w.letter[n].handed == 0) bad("lost", n);
+    }
+    for (i = 0; i < PARTIES && test_bad == 0; i++) {
+        if (sim_stats(&w.s.peer[i]).protocol_errors > 0) bad("broke the protocol", UINT32_MAX);
+        if (sim_stats(&w.s.peer[i]).rollbacks > 0) bad("took a crash for a rollback", UINT32_MAX);
+        if (opcomms_dead_count(w.s.peer[i].peer) > 0) bad("dead letters", UINT32_MAX);
+    }
+}
+
+static uint64_t run(uint64_t number, int steps) {
+    uint64_t hash;
+    int i;
+    memset(&w, 0, sizeof w);
+    seed = number;
+    sim_init(&w.s, seed * 1000003u + 29);
+    for (i = 0; i < PARTIES; i++) {
+        sim_peer *p = sim_add(&w.s, i);
+        p->host->sector = percent(50) ? 512 : 4096;
+        p->cfg.idle_timeout_ms = (uint32_t)(percent(50) ? 300000 : 2000 + roll(20000));
+        if (percent(30)) p->cfg.queue_depth_max = (uint32_t)(2 + roll(10));
+        if (percent(30)) p->cfg.window_messages = (uint32_t)(1 + roll(8));
+        if (percent(30)) p->cfg.window_bytes = 1000 + roll(50000);
+        w.state[i] = -1;
+    }
+    sim_befriend(&w.s);
+    w.faults = roll(4) == 0 ? 0 : (unsigned)roll(50);
+    w.s.w.on_connect = on_connect;
+    for (i = 0; i < PARTIES; i++) start(&w.s.peer[i]);
+    for (i = 0; i < steps && test_bad == 0; i++) act();
+    if (test_bad == 0) conclude();
+    hash = w.s.w.hash;
+    if (w.s.w.spins > 0) bad("busy with nothing", UINT32_MAX);
+    sim_end(&w.s);
+    return hash;
+}
+
+static uint64_t first = 1, runs = 12;
+
+TEST(random_lives_deliver_everything_once_and_in_order) {
+    uint64_t i, letters = 0, crashes = 0, maybe = 0, relayed = 0;
+    for (i = 0; i < runs && test_bad == 0; i++) {
+        run(first + i, 250);
+        if (test_bad > 0) printf("FAILED SEED=%llu\n", (unsigned long long)(first + i));
+        letters += w.letters;
+        crashes += w.crashes;
+        maybe += w.maybe;
+        relayed += w.relayed;
+    }
+    printf("%llu runs from seed %llu: %llu messages, %llu relayed, %llu of unknown outcome, "
+           "%llu crashes\n", (unsigned long long)i, (unsigned long long)first,
+           (unsigned long long)letters, (unsigned long long)relayed, (unsigned long long)maybe,
+           (unsigned long long)crashes);
+    CHECK(runs < 12 || (letters > 500 && relayed > 50 && maybe > 5 && crashes > 20));
+}
+
+TEST(a_seed_replays_exactly) {
+    uint64_t a = run(first + 2, 60), b = run(first + 2, 60), c = run(first + 3, 60);
+    CHECK(a == b);
+    CHECK(a != c);
+}
+
 int main(void) {
     size_t i;
     int every = getenv("SIM_RUNS") != NULL;
     for (i = 0; i < sizeof sample; i++) sample[i] = (uint8_t)(i * 7 + i / 256);
     cut_step = every ? 1 : 61;
     crash_step = every ? 1 : 3;
+    if (every) runs = strtoull(getenv("SIM_RUNS"), NULL, 10);
+    if (getenv("SEED") != NULL) {
+        first = strtoull(getenv("SEED"), NULL, 10);
+        if (!every) runs = 1;
+    }
     RUN(messages_of_all_sizes_arrive_in_order_over_a_wire_of_pieces);
     RUN(a_reset_at_any_byte_loses_and_repeats_nothing);
     RUN(a_half_close_at_any_byte_loses_and_repeats_nothing);
@@ -1040,5 +1470,7 @@ int main(void) {
     RUN(a_senders_log_that_went_back_stops_the_pair_until_it_is_accepted);
     RUN(a_numbered_call_repeated_after_any_cut_stores_once);
     RUN(a_relay_is_exactly_once_across_a_crash_at_any_call);
+    RUN(random_lives_deliver_everything_once_and_in_order);
+    RUN(a_seed_replays_exactly);
     return test_end();
 }
