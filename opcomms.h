@@ -19640,7 +19640,7 @@ OPC__FN size_t opc__node_pollset(opcomms_peer *p, int32_t *timeout_ms) {
                             (s->conn.state == OPC__CONN_ENDING
                                  ? (uint64_t)p->cfg.handshake_timeout_ms * 1000u : 0));
         }
-        if (s->flow != NULL && s->flow->await_us != 0) {
+        if (s->flow != NULL && s->flow->await_us != 0 && s->conn.state == OPC__CONN_OPEN) {
             opc__node_until(&wait_ms, now, s->flow->await_until_us);
         }
         if (s->mail != NULL && s->mail->busy) {
