@@ -12857,6 +12857,7 @@ typedef struct opc__numbers_peer {
     uint64_t uncertain_to;
     uint64_t forgotten;
     int theirs; /* its last HELLO showed that its log is an older copy */
+    uint64_t since_us; /* the caller's: when the newest connection began that has said HELLO */
 } opc__numbers_peer;
 
 typedef struct opc__numbers {
@@ -16903,12 +16904,31 @@ OPC__FN void opc__peer_rouse(opcomms_peer *p, const uint8_t server[32]) {
     p->more = 1;
 }
 
-/* Compares what a peer says of its log and ours with what is on record. */
-OPC__FN opcomms_err opc__peer_judge(opcomms_peer *p, const uint8_t peer[32], const opc__hello *h) {
+/* Was this said before what is on record, on a connection that began earlier? What a process that
+   is gone has sent may arrive when its successor has long been heard. */
+OPC__FN int opc__peer_overtaken(const opcomms_peer *p, const uint8_t peer[32],
+                                const opc__hello *h, uint64_t since_us) {
+    uint32_t i = opc__numbers_peer_find(&p->numbers, peer);
+    const opc__numbers_peer *n = i != OPC__NUMBERS_NONE ? &p->numbers.peers[i] : NULL;
+    return n != NULL && n->count > 0 && since_us < n->since_us && h->now.counter != 0 &&
+           h->now.counter < n->list[n->count - 1].counter;
+}
+
+/* Compares what a peer says of its log and ours, on a connection begun at since_us, with what is on
+   record. */
+OPC__FN opcomms_err opc__peer_judge(opcomms_peer *p, const uint8_t peer[32], const opc__hello *h,
+                                    uint64_t since_us) {
     uint8_t note[OPC__NOTE_MAX];
     uint64_t position = 0;
     int changed = 0, whose = 0;
-    opcomms_err rc = opc__numbers_judge(&p->numbers, peer, h, &changed, &whose);
+    uint32_t i;
+    opcomms_err rc = OPCOMMS_E_CLOSED;
+    if (opc__peer_overtaken(p, peer, h, since_us)) return rc;
+    rc = opc__numbers_judge(&p->numbers, peer, h, &changed, &whose);
+    i = opc__numbers_peer_find(&p->numbers, peer);
+    if (i != OPC__NUMBERS_NONE && since_us > p->numbers.peers[i].since_us) {
+        p->numbers.peers[i].since_us = since_us;
+    }
     if (changed) { /* also when it stops: why is to be remembered */
         size_t n = opc__numbers_peer_note(&p->numbers, peer, note);
         opcomms_err noted = p->store->c->note(p->store, OPC__NOTE_PEER, note, n, &position);
@@ -17938,7 +17958,7 @@ OPC__FN opcomms_err opc__flow_on_hello(opc__flow *f, const opc__native_event *e)
     f->serves = (h.flags & OPC__NATIVE_TAKES_OPEN) != 0;
     f->chunk = h.chunk;
     f->message_max = h.message_max;
-    rc = opc__peer_judge(f->peer, opc__tls_peer(&f->slot->conn.tls), &h);
+    rc = opc__peer_judge(f->peer, opc__tls_peer(&f->slot->conn.tls), &h, f->slot->since_us);
     if (rc != OPCOMMS_OK) f->bye = rc;
     return OPCOMMS_OK;
 }
