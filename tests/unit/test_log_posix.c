@@ -3,6 +3,8 @@
 #include "opcomms.h"
 #include "test.h"
 
+#include <pthread.h>
+#include <sched.h>
 #include <sys/wait.h>
 
 static char dir[64], path[128], lock_path[160];
@@ -117,6 +119,123 @@ TEST(one_log_has_one_owner_in_this_process_and_in_others) {
     CHECK_EQ(t->c->close(t), OPCOMMS_OK);
 }
 
+/* ---- compaction beside a thread that flushes ---- */
+
+#define MANY 4000
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static uint64_t place[MANY + 1], to_come[MANY + 1], over_to;
+static int pending, stop, compactions;
+static opc__store *beside;
+
+static int is_live(void *user, uint64_t uid) {
+    (void)user;
+    return uid > over_to && uid <= MANY;
+}
+
+static void is_moved(void *user, uint64_t uid, uint64_t ref) {
+    (void)user;
+    to_come[uid] = ref;
+}
+
+static void is_switched(void *user, int done) {
+    uint64_t i;
+    (void)user;
+    compactions += done;
+    for (i = over_to + 1; i <= MANY && done; i++) {
+        if (to_come[i] != 0) place[i] = to_come[i];
+    }
+    memset(to_come, 0, sizeof to_come);
+}
+
+static void *flusher(void *user) {
+    (void)user;
+    for (;;) {
+        int go;
+        opcomms_err rc;
+        (void)pthread_mutex_lock(&mutex);
+        go = pending || (!stop && beside->c->flush_begin(beside) == OPCOMMS_OK);
+        pending = 0;
+        if (!go && stop) break;
+        (void)pthread_mutex_unlock(&mutex);
+        if (!go) {
+            (void)sched_yield();
+            continue;
+        }
+        rc = beside->c->flush_run(beside);
+        (void)pthread_mutex_lock(&mutex);
+        CHECK_EQ(beside->c->flush_end(beside, rc), OPCOMMS_OK);
+        (void)pthread_mutex_unlock(&mutex);
+    }
+    (void)pthread_mutex_unlock(&mutex);
+    return NULL;
+}
+
+static opcomms_err put_beside(uint64_t n) {
+    static uint8_t data[3000];
+    opc__msg_meta m;
+    uint32_t p = 0;
+    uint64_t uid = 0, position;
+    opcomms_err rc;
+    memset(&m, 0, sizeof m);
+    memset(data, (int)n, sizeof data);
+    m.bytes = n % 2 ? 3000 : 100;
+    rc = beside->c->begin(beside, &p);
+    if (rc == OPCOMMS_OK) rc = beside->c->data(beside, p, data, (size_t)m.bytes);
+    if (rc != OPCOMMS_OK) return rc;
+    rc = beside->c->commit(beside, p, &m, &uid, &place[n], &position);
+    if (rc != OPCOMMS_OK) beside->c->abort(beside, p);
+    CHECK(rc != OPCOMMS_OK || uid == n);
+    return rc;
+}
+
+TEST(a_compaction_goes_on_beside_a_thread_that_flushes_and_the_log_keeps_its_lock) {
+    opc__store *t = NULL;
+    uint64_t n, position = 0;
+    size_t got = 0;
+    pthread_t thread;
+    uint8_t byte = 0;
+    clean();
+    CHECK_EQ(open_path(path, &beside), OPCOMMS_OK);
+    opc__log_of(beside)->owner.live = is_live; /* as if it had been opened with them */
+    opc__log_of(beside)->owner.moved = is_moved;
+    opc__log_of(beside)->owner.switched = is_switched;
+    CHECK(pthread_create(&thread, NULL, flusher, NULL) == 0);
+    for (n = 1; n <= MANY;) {
+        int flush = 0;
+        opcomms_err rc;
+        (void)pthread_mutex_lock(&mutex);
+        rc = put_beside(n);
+        CHECK(rc == OPCOMMS_OK || rc == OPCOMMS_E_AGAIN);
+        if (rc == OPCOMMS_OK && n > over_to + 20) {
+            rc = beside->c->ack(beside, place[over_to + 1], over_to + 1, &position);
+            over_to += rc == OPCOMMS_OK;
+        }
+        n += rc == OPCOMMS_OK || place[n] != 0;
+        rc = beside->c->compact(beside, n < MANY - 5 && n % 64 == 0, &flush);
+        CHECK(rc == OPCOMMS_OK || rc == OPCOMMS_E_AGAIN);
+        if (flush) pending = 1;
+        (void)pthread_mutex_unlock(&mutex);
+        if (n % 16 == 0) (void)sched_yield();
+    }
+    (void)pthread_mutex_lock(&mutex);
+    stop = 1;
+    (void)pthread_mutex_unlock(&mutex);
+    CHECK(pthread_join(thread, NULL) == 0);
+    CHECK(compactions > 0);
+    for (n = over_to + 1; n <= MANY; n++) {
+        CHECK_EQ(beside->c->read(beside, place[n], 99, &byte, 1, &got), OPCOMMS_OK);
+        CHECK(got == 1 && byte == (uint8_t)n);
+    }
+#if defined(F_OFD_SETLK)
+    CHECK_EQ(open_path(path, &t), OPCOMMS_E_IN_USE);
+#endif
+    CHECK_EQ(beside->c->close(beside), OPCOMMS_OK);
+    CHECK_EQ(open_path(path, &t), OPCOMMS_OK);
+    CHECK_EQ(count, (int)(MANY - over_to));
+    CHECK(t != NULL && t->c->bytes(t) < 1000000);
+    CHECK_EQ(t->c->close(t), OPCOMMS_OK);
+}
+
 TEST(links_and_all_but_regular_files_of_our_own_are_refused) {
     char target[160];
     struct stat st;
@@ -187,6 +306,7 @@ int main(void) {
     opc__key_default_mem(&mem);
     RUN(a_log_is_private_and_survives_the_process);
     RUN(one_log_has_one_owner_in_this_process_and_in_others);
+    RUN(a_compaction_goes_on_beside_a_thread_that_flushes_and_the_log_keeps_its_lock);
     RUN(links_and_all_but_regular_files_of_our_own_are_refused);
     RUN(the_directory_is_held_and_may_be_moved_meanwhile);
     clean();
