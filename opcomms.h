@@ -1716,9 +1716,46 @@ OPC__FN uint32_t opc__crc_soft(uint32_t crc, const uint8_t *p, size_t n) {
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(OPCOMMS_NO_CRC_HARDWARE)
 #define OPC__CRC_X86 1
+typedef long long opc__crc_pair __attribute__((vector_size(16)));
+
+/* Three thirds of 3 * lane bytes at a time, because each step of the instruction waits for the one
+   before; then the first two are moved on over what follows them. To move a remainder on over n
+   zero bytes is to multiply it by x^8n; with the bits reflected the carry-less product is one bit
+   short, and the instruction that reduces it multiplies by x^32: so the factor is x^(8n - 33). */
+__attribute__((target("sse4.2,pclmul"))) OPC__FN uint32_t opc__crc_thirds(
+    uint32_t crc, const uint8_t *p, size_t lane, uint32_t over_one, uint32_t over_two) {
+    uint64_t a = crc, b = 0, c = 0, x, y, z;
+    opc__crc_pair first = {0, 0}, second = {0, 0}, by = {0, 0};
+    size_t i;
+    for (i = 0; i < lane; i += 8) {
+        memcpy(&x, p + i, 8);
+        memcpy(&y, p + lane + i, 8);
+        memcpy(&z, p + 2 * lane + i, 8);
+        a = __builtin_ia32_crc32di(a, x);
+        b = __builtin_ia32_crc32di(b, y);
+        c = __builtin_ia32_crc32di(c, z);
+    }
+    first[0] = (long long)a;
+    second[0] = (long long)b;
+    by[0] = (long long)over_two;
+    by[1] = (long long)over_one;
+    first = __builtin_ia32_pclmulqdq128(first, by, 0x00);
+    second = __builtin_ia32_pclmulqdq128(second, by, 0x10);
+    return (uint32_t)(c ^ __builtin_ia32_crc32di(0, (uint64_t)(first[0] ^ second[0])));
+}
+
 __attribute__((target("sse4.2"))) OPC__FN uint32_t opc__crc_x86(uint32_t crc, const uint8_t *p,
                                                                 size_t n) {
     uint64_t c = crc;
+    if (n >= 192 && __builtin_cpu_supports("pclmul")) {
+        for (; n >= 1536; n -= 1536, p += 1536) {
+            crc = opc__crc_thirds(crc, p, 512, 0xdd7e3b0cu, 0x170076fau);
+        }
+        for (; n >= 192; n -= 192, p += 192) {
+            crc = opc__crc_thirds(crc, p, 64, 0x9e4addf8u, 0x0d3b6092u);
+        }
+        c = crc;
+    }
     while (n >= 8) {
         uint64_t v;
         memcpy(&v, p, 8);
@@ -8719,7 +8756,7 @@ OPC__FN opcomms_err opc__log_ahead_begin(opc__store *s) {
 
 /* Zeros behind the sealed buffer. No room for them is no error: nothing depends on them. */
 OPC__FN void opc__log_fill(opc__log *l) {
-    uint8_t zero[4096];
+    uint8_t zero[16384];
     uint64_t end = l->sealed.at + l->sealed.len, to = end + opc__log_step(l, end);
     uint64_t at = l->zeroed > end ? l->zeroed : end;
     int os = 0;

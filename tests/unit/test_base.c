@@ -348,7 +348,7 @@ TEST(crc32c_gives_the_values_of_rfc_3720) {
 }
 
 TEST(crc_by_table_by_hardware_and_in_pieces_agree_at_every_length_and_alignment) {
-    uint8_t b[96];
+    static uint8_t b[3600];
     size_t n, at, cut;
     unsigned seed = 1;
     int bad = 0;
@@ -357,7 +357,7 @@ TEST(crc_by_table_by_hardware_and_in_pieces_agree_at_every_length_and_alignment)
         b[n] = (uint8_t)(seed >> 16);
     }
     for (at = 0; at < 8; at++) {
-        for (n = 0; n <= 80; n++) {
+        for (n = 0; n <= 3500; n += n < 420 ? 1 : 61) {
             uint32_t whole = opc__crc32c(0x1234u, b + at, n);
             bad += whole != ~opc__crc_soft(~(uint32_t)0x1234u, b + at, n);
             cut = n / 3;
