@@ -1692,7 +1692,7 @@ TEST(every_read_of_a_payload_checks_it_again) {
     }
     CHECK(holds(s, ref[2], 3, 100));
     p[opc__log_at(ref[0]) + 8 + 40] ^= 4; /* its description */
-    opc__log_of(s)->near_len = 0;         /* so that the file is read again */
+    opc__log_of(s)->read_len = 0;         /* so that the file is read again */
     CHECK(holds(s, ref[2], 3, 100));
     CHECK_EQ(msg_read(s, ref[0], 1, 100, &right), OPCOMMS_E_LOG_DAMAGED);
     log_abandon(s);
