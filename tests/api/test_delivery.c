@@ -729,6 +729,38 @@ TEST(a_message_cancelled_half_way_does_not_mix_with_the_next) {
     free(back);
 }
 
+/* Places for messages are made 256 at once: here the last is taken while one is half in. */
+TEST(a_large_message_finds_its_place_when_others_came_before_its_end) {
+    const size_t size = 16u << 20;
+    uint8_t *data = (uint8_t *)calloc(1, size);
+    opcomms_identifier to, own;
+    opcomms_error err;
+    size_t i, len = 0;
+    prepare();
+    ca.flags = cb.flags = OPCOMMS_MEMORY_STORE;
+    ca.message_bytes_max = cb.message_bytes_max = size;
+    cb.flags |= OPCOMMS_NO_BACKGROUND;
+    CHECK_EQ(up(&a), OPCOMMS_OK);
+    CHECK_EQ(up(&b), OPCOMMS_OK);
+    to = mailbox(&b, 0);
+    own = mailbox(&b, 1);
+    CHECK_EQ(opcomms_enqueue(a.peer, &to, b.address, NULL, 0, data, size, NULL, NULL, &err),
+             OPCOMMS_OK);
+    for (i = 0; i < 2000 && stats_of(&b).native_connections == 0; i++) {
+        CHECK_EQ(opcomms_poll(b.peer, 10), OPCOMMS_OK);
+    }
+    for (i = 0; i < 20; i++) CHECK_EQ(opcomms_poll(b.peer, 10), OPCOMMS_OK);
+    CHECK_EQ(opcomms_wait(b.peer, 0), OPCOMMS_E_EMPTY);
+    for (i = 0; i < 256; i++) {
+        CHECK_EQ(opcomms_local_send(b.peer, 0, &own, "x", 1, 0, &err), OPCOMMS_OK);
+    }
+    CHECK(pump_until_message());
+    CHECK_EQ(opcomms_check_receive(b.peer, NULL, data, size, &len, &err), OPCOMMS_OK);
+    CHECK_EQ(len, size);
+    finish();
+    free(data);
+}
+
 int main(void) {
     if (!party_begin()) return 1;
     pthread_mutex_init(&disk.lock, NULL);
@@ -748,5 +780,6 @@ int main(void) {
     RUN(what_is_cancelled_in_time_never_arrives);
     RUN(what_is_cancelled_when_it_was_sent_may_have_arrived);
     RUN(a_message_cancelled_half_way_does_not_mix_with_the_next);
+    RUN(a_large_message_finds_its_place_when_others_came_before_its_end);
     return party_end();
 }
