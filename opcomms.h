@@ -17167,11 +17167,26 @@ OPC__FN uint32_t opc__flow_in_number(const opc__flow *f, const opc__flow_in *ch)
     return (uint32_t)(ch - f->in + 1);
 }
 
+/* Makes sure of a place in the mailbox; 0: there is none, and the channel is shut. */
+OPC__FN int opc__flow_place(opc__flow *f, opc__flow_in *ch) {
+    opcomms_peer *p = f->peer;
+    opcomms_err rc = OPCOMMS_OK;
+    if (!opc__mailbox_is(&p->mailbox, ch->box, ch->dest, ch->dest_len, ch->dest_id)) {
+        rc = opc__mailbox_open(&p->mailbox, ch->dest, ch->dest_len, ch->dest_id, &ch->box);
+    }
+    if (rc == OPCOMMS_OK) {
+        rc = opc__mailbox_reserve(&p->mailbox, ch->box, opc__tls_peer(&f->slot->conn.tls));
+    }
+    if (rc == OPCOMMS_OK) return 1;
+    p->stats.queue_full++;
+    opc__flow_shut(f, ch, rc);
+    return 0;
+}
+
 /* Decides about a message from its head: 1: it is to be stored. Otherwise it is settled already, or
    the channel is shut. */
 OPC__FN int opc__flow_wanted(opc__flow *f, opc__flow_in *ch, uint64_t number, uint64_t bytes) {
     opcomms_peer *p = f->peer;
-    const uint8_t *peer = opc__tls_peer(&f->slot->conn.tls);
     int verdict = opc__numbers_check(&p->numbers, ch->numbers, &ch->epoch, number);
     opcomms_err rc;
     if (verdict == OPC__NUMBERS_DUPLICATE) {
@@ -17189,17 +17204,9 @@ OPC__FN int opc__flow_wanted(opc__flow *f, opc__flow_in *ch, uint64_t number, ui
     }
     rc = opc__flow_routes(f, ch);
     if (rc == OPCOMMS_OK && p->failed != OPCOMMS_OK) rc = OPCOMMS_E_POISONED;
-    if (rc == OPCOMMS_OK &&
-        !opc__mailbox_is(&p->mailbox, ch->box, ch->dest, ch->dest_len, ch->dest_id)) {
-        rc = opc__mailbox_open(&p->mailbox, ch->dest, ch->dest_len, ch->dest_id, &ch->box);
-    }
-    if (rc == OPCOMMS_OK) rc = opc__mailbox_reserve(&p->mailbox, ch->box, peer);
-    if (rc != OPCOMMS_OK) {
-        p->stats.queue_full++;
-        opc__flow_shut(f, ch, rc);
-        return 0;
-    }
-    return 1;
+    if (rc == OPCOMMS_OK) return opc__flow_place(f, ch);
+    opc__flow_shut(f, ch, rc);
+    return 0;
 }
 
 /* The whole message lies in the put: stores it. */
@@ -17215,6 +17222,7 @@ OPC__FN opcomms_err opc__flow_store(opc__flow *f, opc__flow_in *ch, uint64_t num
         opc__flow_skip(f, ch, number);
         return OPCOMMS_OK;
     }
+    if (!opc__flow_place(f, ch)) return OPCOMMS_OK; /* what there was may be taken since its head */
     memset(&meta, 0, sizeof meta);
     memcpy(meta.from, peer, 32);
     meta.from_id = ch->from_id;
