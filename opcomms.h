@@ -13622,28 +13622,36 @@ OPC__FN opcomms_err opc__numbers_recover_peer(opc__numbers *n, const uint8_t *p,
     return OPCOMMS_OK;
 }
 
+/* Of ascending counters but in a salvaged log, where those of the old one come behind its own. */
 OPC__FN opcomms_err opc__numbers_recover_opened(opc__numbers *n, const uint8_t *p, size_t len) {
     opc__epoch e;
-    uint32_t place;
+    uint32_t i, k;
     if (len != OPC__NUMBERS_OPENED) return OPCOMMS_E_LOG_DAMAGED;
     opc__native_get_epoch(p, &e);
     if (e.counter == 0) return OPCOMMS_E_LOG_DAMAGED;
-    if (n->opened_count > 0 &&
-        e.counter <= opc__buf_be64(opc__numbers_opened(n, n->opened_count - 1))) {
-        return opc__numbers_was(n, &e) ? OPCOMMS_OK : OPCOMMS_E_LOG_DAMAGED;
+    for (i = n->opened_count; i > 0; i--) { /* its place is behind number i - 1 */
+        uint64_t before = opc__buf_be64(opc__numbers_opened(n, i - 1));
+        if (before < e.counter) break;
+        if (before == e.counter) {
+            return opc__numbers_was(n, &e) ? OPCOMMS_OK : OPCOMMS_E_LOG_DAMAGED;
+        }
     }
-    place = (n->opened_first + n->opened_count) % OPC__NUMBERS_HISTORY;
     if (n->opened_count < OPC__NUMBERS_HISTORY) {
         n->opened_count++;
+    } else if (i == 0) {
+        return OPCOMMS_OK; /* older than all that are remembered */
     } else {
         n->opened_first = (n->opened_first + 1) % OPC__NUMBERS_HISTORY;
+        i--;
     }
-    memcpy(n->opened[place], p, OPC__NUMBERS_OPENED);
+    for (k = n->opened_count - 1; k > i; k--) {
+        memcpy(n->opened[(n->opened_first + k) % OPC__NUMBERS_HISTORY],
+               n->opened[(n->opened_first + k - 1) % OPC__NUMBERS_HISTORY], OPC__NUMBERS_OPENED);
+    }
+    memcpy(n->opened[(n->opened_first + i) % OPC__NUMBERS_HISTORY], p, OPC__NUMBERS_OPENED);
     return OPCOMMS_OK;
 }
 
-/* A note of the log, in its order. OPCOMMS_E_LOG_DAMAGED: it is not as described above. Other types
-   are not ours. */
 OPC__FN opcomms_err opc__numbers_recover_note(opc__numbers *n, unsigned type, const uint8_t *body,
                                               size_t len) {
     if (type == OPC__NOTE_SEEN) return opc__numbers_recover_stream(n, body, len);

@@ -627,6 +627,34 @@ TEST(what_is_to_be_accepted_is_remembered_and_a_store_in_memory_does_not_change_
     gone(m);
 }
 
+TEST(openings_are_taken_in_any_order_as_a_salvaged_log_has_them) {
+    opc__numbers *n = fresh(8, 8);
+    uint64_t i;
+    int c;
+    opening(n, 1000, 7); /* the salvaged log's own */
+    for (i = 1; i < 5; i++) opening(n, i * 100, i);
+    opening(n, 200, 2);
+    CHECK_EQ(n->opened_count, 5);
+    for (i = 1; i < 5; i++) {
+        CHECK_EQ(opc__buf_be64(opc__numbers_opened(n, (uint32_t)i - 1)), i * 100);
+        CHECK_EQ(judge(n, peer_a, hello(ep(1, 1), ep(i * 100, i), 0, none, none), &c), 0);
+    }
+    CHECK_EQ(judge(n, peer_b, hello(ep(1, 1), ep(200, 3), 0, none, none), &c), OPC__NUMBERS_OURS);
+    gone(n);
+    n = fresh(8, 8); /* only the newest are kept */
+    opening(n, 1000, 7);
+    for (i = 1; i < 400; i++) opening(n, i, i);
+    CHECK_EQ(n->opened_count, OPC__NUMBERS_HISTORY);
+    for (i = 0; i < OPC__NUMBERS_HISTORY - 1u; i++) {
+        CHECK_EQ(opc__buf_be64(opc__numbers_opened(n, (uint32_t)i)),
+                 i + 400 - (OPC__NUMBERS_HISTORY - 1u));
+    }
+    CHECK_EQ(opc__buf_be64(opc__numbers_opened(n, OPC__NUMBERS_HISTORY - 1u)), 1000);
+    opening(n, 3, 3);
+    CHECK_EQ(opc__buf_be64(opc__numbers_opened(n, 0)), 400 - (OPC__NUMBERS_HISTORY - 1u));
+    gone(n);
+}
+
 static void put(uint8_t *p, size_t *n, const char *hex) {
     for (; hex[0] != 0; hex++) {
         if (hex[0] == ' ') continue;
@@ -765,7 +793,7 @@ TEST(malformed_bitmaps_numbers_and_openings_are_damage) {
     memset(body, 0, sizeof body);
     opc__buf_put64(body, 6);
     CHECK_EQ(opc__numbers_recover_note(n, OPC__NOTE_OPENED, body, 40), OPCOMMS_E_LOG_DAMAGED);
-    opc__buf_put64(body, 4);
+    opc__buf_put64(body, 5);
     CHECK_EQ(opc__numbers_recover_note(n, OPC__NOTE_OPENED, body, 40), OPCOMMS_E_LOG_DAMAGED);
     gone(n);
 }
@@ -903,6 +931,7 @@ int main(void) {
     RUN(lists_of_epochs_and_tables_are_bounded);
     RUN(every_allocation_may_fail);
     RUN(what_is_to_be_accepted_is_remembered_and_a_store_in_memory_does_not_change_it);
+    RUN(openings_are_taken_in_any_order_as_a_salvaged_log_has_them);
     RUN(all_notes_make_the_same_state_again);
     RUN(notes_have_the_bytes_that_are_described);
     RUN(malformed_notes_are_damage);
