@@ -5895,7 +5895,7 @@ OPC__FN opcomms_err opc__cert_file_hash(const opcomms_platform *plat, const char
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, path);
 }
 
-/* >>seal ==== L2 ==== private keys under a password: PBES2 of RFC 8018, opened and made */
+/* >>seal ==== L2 ==== private keys under a password (PBES2, RFC 8018); a cipher for the log */
 
 /* What is read and written, with the values that are taken (RFC 5958 3, RFC 8018 A.2, A.4, B.2.5):
 
@@ -6418,6 +6418,153 @@ OPC__FN opcomms_err opc__seal_change(const opcomms_platform *plat, const char *p
     opc__mem_wipe(der, sizeof der);
     opc__key_wipe(&k);
     return rc;
+}
+
+/* ---- for the log: a cipher, keys derived from keys, and a key under a secret ---- */
+
+#define OPC__SEAL_TAG 16u
+
+/* Looked for once: asking the processor what it can do is slow on a virtual machine. */
+typedef struct opc__seal_cipher {
+    br_chacha20_run stream;
+    br_poly1305_run mac;
+} opc__seal_cipher;
+
+OPC__FN void opc__seal_cipher_init(opc__seal_cipher *c) {
+    c->stream = br_chacha20_sse2_get();
+    if (c->stream == NULL) c->stream = br_chacha20_ct_run;
+    c->mac = br_poly1305_ctmulq_get();
+    if (c->mac == NULL) c->mac = br_poly1305_ctmul_run;
+}
+
+/* ChaCha20-Poly1305, RFC 8439 2.8; p is encrypted in place, `ad` only covered by the tag. */
+OPC__FN void opc__seal_encrypt(const opc__seal_cipher *c, const uint8_t key[32],
+                               const uint8_t nonce[12], const uint8_t *ad, size_t ad_len,
+                               uint8_t *p, size_t n, uint8_t tag[OPC__SEAL_TAG]) {
+    c->mac(key, nonce, p, n, ad, ad_len, tag, c->stream, 1);
+}
+
+/* 0: the tag is another one; p is zero then. */
+OPC__FN int opc__seal_decrypt(const opc__seal_cipher *c, const uint8_t key[32],
+                              const uint8_t nonce[12], const uint8_t *ad, size_t ad_len,
+                              uint8_t *p, size_t n, const uint8_t tag[OPC__SEAL_TAG]) {
+    uint8_t own[OPC__SEAL_TAG];
+    c->mac(key, nonce, p, n, ad, ad_len, own, c->stream, 0);
+    if (opc__str_equal_ct(own, tag, sizeof own)) return 1;
+    opc__mem_wipe(p, n);
+    return 0;
+}
+
+/* HKDF-SHA-256, RFC 5869. */
+OPC__FN void opc__seal_hkdf(const uint8_t *salt, size_t salt_len, const uint8_t *secret,
+                            size_t secret_len, const void *info, size_t info_len, uint8_t *out,
+                            size_t out_len) {
+    br_hkdf_context h;
+    br_hkdf_init(&h, &br_sha256_vtable, salt, salt_len);
+    br_hkdf_inject(&h, secret, secret_len);
+    br_hkdf_flip(&h);
+    (void)br_hkdf_produce(&h, info, info_len, out, out_len);
+    opc__mem_wipe(&h, sizeof h);
+}
+
+OPC__FN void opc__seal_inject(br_hkdf_context *h, const uint8_t *p, size_t n) {
+    uint8_t len[2];
+    while (n > 0 && p[0] == 0) {
+        p++;
+        n--;
+    }
+    opc__buf_put16(len, (uint16_t)n);
+    br_hkdf_inject(h, len, sizeof len);
+    br_hkdf_inject(h, p, n);
+}
+
+/* A secret that whoever holds the private key can make again, in whatever form it stands: from its
+   kind, and the scalar or both primes, the larger first, each with its length and without leading
+   zeros. */
+OPC__FN void opc__seal_secret(const opc__key *k, uint8_t out[32]) {
+    static const char label[] = "opcomms log, private key";
+    uint8_t kind = (uint8_t)k->kind;
+    br_hkdf_context h;
+    br_hkdf_init(&h, &br_sha256_vtable, label, sizeof label - 1);
+    br_hkdf_inject(&h, &kind, 1);
+    if (k->kind == OPC__KEY_EC) {
+        opc__seal_inject(&h, k->ec.x, k->ec.xlen);
+    } else {
+        int swap = k->rsa.plen != k->rsa.qlen ? k->rsa.plen < k->rsa.qlen
+                                              : memcmp(k->rsa.p, k->rsa.q, k->rsa.plen) < 0;
+        opc__seal_inject(&h, swap ? k->rsa.q : k->rsa.p, swap ? k->rsa.qlen : k->rsa.plen);
+        opc__seal_inject(&h, swap ? k->rsa.p : k->rsa.q, swap ? k->rsa.plen : k->rsa.qlen);
+    }
+    br_hkdf_flip(&h);
+    (void)br_hkdf_produce(&h, label, sizeof label - 1, out, 32);
+    opc__mem_wipe(&h, sizeof h);
+}
+
+/* A wrapped key, 88 bytes:
+       0  under what: 1 (1 a password, 2 the private key)     8  salt, 32 random bytes
+       1  1 (ChaCha20-Poly1305), 2 zero                      40  the key, encrypted, 32
+       4  iterations: 4 (2: 0)                               72  tag, 16
+   It is encrypted under PBKDF2-HMAC-SHA-256 of the password, or HKDF-SHA-256 of the secret above
+   with the info "opcomms log, data key", each with that salt. The nonce is zero: no salt comes
+   twice. The tag also covers the first 40 bytes and the hash of the public key. */
+#define OPC__SEAL_WRAPPED 88u
+enum { OPC__SEAL_BY_PASSWORD = 1, OPC__SEAL_BY_KEY = 2 };
+
+/* The key that encrypts the wrapped one at w, whose first 40 bytes are known. */
+OPC__FN void opc__seal_wrap_key(const uint8_t *w, const uint8_t *secret, size_t len,
+                                uint8_t key[32]) {
+    static const char label[] = "opcomms log, data key";
+    if (w[0] == OPC__SEAL_BY_PASSWORD) {
+        opc__seal_derive((const char *)secret, len, w + 8, 32, opc__buf_be32(w + 4), key);
+    } else {
+        opc__seal_hkdf(w + 8, 32, secret, len, label, sizeof label - 1, key, 32);
+    }
+}
+
+/* Can this version read it, and does it ask for no more work than is bearable? */
+OPC__FN int opc__seal_wrap_known(const uint8_t w[OPC__SEAL_WRAPPED], uint32_t iterations_max) {
+    uint32_t n = opc__buf_be32(w + 4);
+    if (w[1] != 1 || w[2] != 0 || w[3] != 0) return 0;
+    if (w[0] == OPC__SEAL_BY_KEY) return n == 0;
+    return w[0] == OPC__SEAL_BY_PASSWORD && n > 0 && n <= iterations_max;
+}
+
+/* `secret`: the password, or the 32 bytes of opc__seal_secret. iterations 0: that. */
+OPC__FN opcomms_err opc__seal_wrap(const opcomms_platform *plat, const opc__seal_cipher *c,
+                                   const uint8_t *secret, size_t len, uint32_t iterations,
+                                   const uint8_t hash[32], const uint8_t data_key[32],
+                                   uint8_t w[OPC__SEAL_WRAPPED]) {
+    static const uint8_t nonce[12] = {0};
+    uint8_t key[32], ad[72];
+    OPCOMMS_ASSERT(iterations <= OPC__SEAL_ITERATIONS_MAX);
+    memset(w, 0, OPC__SEAL_WRAPPED);
+    w[0] = iterations > 0 ? OPC__SEAL_BY_PASSWORD : OPC__SEAL_BY_KEY;
+    w[1] = 1;
+    opc__buf_put32(w + 4, iterations);
+    if (plat->random(plat->user, w + 8, 32) != OPCOMMS_OK) return OPCOMMS_E_RANDOM;
+    memcpy(ad, w, 40);
+    memcpy(ad + 40, hash, 32);
+    opc__seal_wrap_key(w, secret, len, key);
+    memcpy(w + 40, data_key, 32);
+    opc__seal_encrypt(c, key, nonce, ad, sizeof ad, w + 40, 32, w + 72);
+    opc__mem_wipe(key, sizeof key);
+    return OPCOMMS_OK;
+}
+
+/* OPCOMMS_E_PASSWORD: another secret. */
+OPC__FN opcomms_err opc__seal_unwrap(const opc__seal_cipher *c, const uint8_t *secret, size_t len,
+                                     const uint8_t hash[32], const uint8_t w[OPC__SEAL_WRAPPED],
+                                     uint8_t data_key[32]) {
+    static const uint8_t nonce[12] = {0};
+    uint8_t key[32], ad[72];
+    int right;
+    memcpy(ad, w, 40);
+    memcpy(ad + 40, hash, 32);
+    opc__seal_wrap_key(w, secret, len, key);
+    memcpy(data_key, w + 40, 32);
+    right = opc__seal_decrypt(c, key, nonce, ad, sizeof ad, data_key, 32, w + 72);
+    opc__mem_wipe(key, sizeof key);
+    return right ? OPCOMMS_OK : OPCOMMS_E_PASSWORD;
 }
 
 /* >>tls ==== L2 ==== TLS 1.2 by BearSSL, both roles, mutual, without sockets or clock */
