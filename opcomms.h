@@ -1192,6 +1192,8 @@ typedef struct opcomms_log_report {
 #define OPCOMMS_REPORT_CLOSED 2u /* its last peer closed it, all is synced */
 #define OPCOMMS_REPORT_NEW 4u    /* nothing is in it yet */
 #define OPCOMMS_REPORT_HEADER 8u /* one of the header's two copies is damaged: opening mends that */
+#define OPCOMMS_REPORT_ENCRYPTED 16u /* without its secret only batches can be looked at: what
+                                        counts messages and notes is 0 then */
 
 /* Reads a log and checks everything in it, as opening would and beyond: OPCOMMS_OK says that a peer
    opens it and can hand out all that is unread. Changes nothing and takes no lock, so a peer may
@@ -7995,6 +7997,11 @@ OPC__STATIC_ASSERT(log_queued, OPC__LOG_QUEUED == OPC__STORE_QUEUED);
 #define OPC__LOG_COPY_SYNC 8388608u   /* a copy is synced when so many are not */
 #define OPC__LOG_DEAD_MIN 1048576u
 #define OPC__LOG_RETRY_US 10000000u   /* a compaction that failed is not tried again before */
+#define OPC__LOG_CRYPT 268u           /* of the slot, from byte 128 on */
+#define OPC__LOG_SALT 32u
+#define OPC__LOG_SALTS 256u           /* a log with more of them is compacted */
+#define OPC__LOG_OP_MAX (OPC__LOG_HEAD_MAX + 8u + OPC__FRAG_BYTES + OPC__SEAL_TAG) /* of ours */
+#define OPC__LOG_HOLD_ACKS 4096u      /* no hold is for more of the smallest operations */
 
 enum {
     OPC__OP_MESSAGE = 1,
@@ -8006,8 +8013,27 @@ enum {
     OPC__OP_DEAD = 7,
     OPC__OP_TAKEN = 8,
     OPC__OP_CHECKPOINT = 11,
-    OPC__OP_STREAM = 12
+    OPC__OP_STREAM = 12,
+    OPC__OP_SALT = 15 /* 14 is OPC__NOTE_OPENED */
 };
+
+/* What a log shall be. */
+enum {
+    OPC__LOG_CLEAR = 0, /* in the clear; an encrypted one is refused */
+    OPC__LOG_BY_PASSWORD = OPC__SEAL_BY_PASSWORD,
+    OPC__LOG_BY_KEY = OPC__SEAL_BY_KEY,
+    OPC__LOG_DECRYPT = 3 /* in the clear, also when it was encrypted */
+};
+
+/* Who knows the secrets. A log that is not what it shall be is opened by whatever secret it needs,
+   and opc__log_convert makes it what it shall be. */
+typedef struct opc__log_secret {
+    int want;
+    const uint8_t *key;            /* 32 bytes, of opc__seal_secret; may be NULL */
+    const opc__seal_ask *password; /* may be NULL, */
+    const opc__seal_ask *fresh;    /* and so may be this: the password from now on */
+    uint32_t iterations;           /* of a password from now on */
+} opc__log_secret;
 
 typedef struct opc__log_options {
     const opcomms_platform *plat;
@@ -8024,7 +8050,21 @@ typedef struct opc__log_options {
     const opc__store_owner *owner; /* copied; may be NULL */
     uint64_t dead_bytes_min; /* compaction begins with more; 0: 1 MiB */
     uint32_t slice_bytes;    /* that one step of it moves, about; 0: 256 KiB */
+    opc__log_secret secret;
 } opc__log_options;
+
+/* How operations are encrypted. */
+typedef struct opc__log_crypt {
+    uint32_t tag;                  /* bytes that each body is longer by; 0: not at all */
+    uint8_t key[32];               /* the data key */
+    uint8_t field[OPC__LOG_CRYPT]; /* of the slot */
+} opc__log_crypt;
+
+/* From `at` on operations are under this key. */
+typedef struct opc__log_salt {
+    uint64_t at;
+    uint8_t subkey[32];
+} opc__log_salt;
 
 /* A message being received: its last, unfinished fragment and the offsets of the others. */
 typedef struct opc__log_put {
@@ -8042,6 +8082,8 @@ typedef struct opc__log_buffer {
     uint32_t len; /* including the batch header */
     uint32_t ops;
     uint32_t flags;
+    uint32_t tag; /* each body has room for so many bytes more */
+    int shut;     /* and is encrypted */
     uint64_t at; /* file offset */
 } opc__log_buffer;
 
@@ -8071,6 +8113,11 @@ typedef struct opc__log_copy {
     uint64_t end_seen; /* the log's end at the step before */
     int noting;       /* notes go into the copy */
     int dead;         /* given up; the end of the flush under way removes it */
+    opc__log_crypt crypt;
+    uint8_t subkey[32];
+    int convert; /* it makes the log what it shall be */
+    uint8_t *plain; /* an operation of the log, decrypted */
+    uint32_t plain_cap;
     int os_code;
     uint32_t slot_bytes;
     uint8_t slot[OPC__LOG_SLOT_MAX];
@@ -8135,6 +8182,7 @@ typedef struct opc__log {
     /* the one head and the one payload piece read last, both verified */
     uint8_t *head;
     uint32_t head_len;
+    uint32_t head_body; /* bytes of its operation's body */
     unsigned head_type;
     uint64_t head_ref;
     uint8_t *piece;
@@ -8145,6 +8193,19 @@ typedef struct opc__log {
     uint32_t read_len;
     uint64_t read_at;
     uint64_t read_last; /* where the last bytes were that were wanted */
+    /* of an encrypted log, or one that shall be */
+    opc__seal_cipher cipher;
+    const opc__log_secret *secret; /* while it is opened; NULL: only batches can be looked at */
+    opc__log_crypt crypt;
+    opc__log_crypt next; /* what the next compaction makes it, */
+    int convert;         /* when this says so */
+    int blind;           /* it is encrypted and there is no secret */
+    opc__log_salt *salt; /* ascending */
+    uint32_t salts;
+    uint32_t salts_cap;
+    uint8_t *op; /* the operation read last, decrypted; behind it room to read one */
+    uint32_t op_len;
+    uint64_t op_ref;
 } opc__log;
 
 #define OPC__LOG_SUFFIX 8u /* ".new", ".part" */
@@ -8171,9 +8232,10 @@ OPC__FN uint64_t opc__log_size_of(uint64_t ref) {
 }
 
 /* All that a message takes, by its operation's body and its head. */
-OPC__FN uint64_t opc__log_message_bytes(const uint8_t *head, uint64_t body) {
+OPC__FN uint64_t opc__log_message_bytes(const uint8_t *head, uint64_t body, uint32_t tag) {
     uint32_t frags = opc__buf_be32(head + 72);
-    return 8 + body + (frags > 0 ? opc__buf_be64(head + 48) + 16 * (uint64_t)frags : 0);
+    return 8 + body + tag +
+           (frags > 0 ? opc__buf_be64(head + 48) + (16 + tag) * (uint64_t)frags : 0);
 }
 
 OPC__FN opcomms_err opc__log_poison(opc__log *l, opcomms_err rc) {
@@ -8236,6 +8298,141 @@ OPC__FN opcomms_err opc__log_get(opc__log *l, uint64_t at, uint8_t *buf, size_t 
     return OPCOMMS_OK;
 }
 
+/* ---- encryption ---- */
+
+/* The key under which operations lie behind this salt. */
+OPC__FN void opc__log_derive(const opc__log_crypt *c, const uint8_t salt[OPC__LOG_SALT],
+                             uint64_t counter, uint8_t subkey[32]) {
+    static const char label[] = "opcomms log, operations";
+    uint8_t all[OPC__LOG_SALT + 8];
+    memcpy(all, salt, OPC__LOG_SALT);
+    opc__buf_put64(all + OPC__LOG_SALT, counter);
+    opc__seal_hkdf(all, sizeof all, c->key, sizeof c->key, label, sizeof label - 1, subkey, 32);
+}
+
+/* Memory for one salt more, and for an operation. */
+OPC__FN opcomms_err opc__log_salt_room(opc__log *l) {
+    uint32_t cap = l->salts_cap == 0 ? 16 : 2 * l->salts_cap;
+    opc__log_salt *p;
+    if (l->op == NULL) l->op = (uint8_t *)opc__mem_raw(l->mem, 2 * OPC__LOG_OP_MAX);
+    if (l->op == NULL) return OPCOMMS_E_NOMEM;
+    if (l->salts < l->salts_cap) return OPCOMMS_OK;
+    p = (opc__log_salt *)opc__mem_array(l->mem, cap, sizeof *p);
+    if (p == NULL) return OPCOMMS_E_NOMEM;
+    if (l->salts > 0) memcpy(p, l->salt, l->salts * sizeof *p);
+    opc__mem_free_wiped(l->mem, l->salt, l->salts_cap * sizeof *p);
+    l->salt = p;
+    l->salts_cap = cap;
+    return OPCOMMS_OK;
+}
+
+/* A salt, at `at`. One that is known already is no news. */
+OPC__FN opcomms_err opc__log_salt_add(opc__log *l, uint64_t at, uint64_t counter,
+                                      const uint8_t salt[OPC__LOG_SALT]) {
+    opcomms_err rc;
+    if (l->salts > 0 && at <= l->salt[l->salts - 1].at) return OPCOMMS_OK;
+    rc = opc__log_salt_room(l);
+    if (rc != OPCOMMS_OK) return rc;
+    l->salt[l->salts].at = at;
+    opc__log_derive(&l->crypt, salt, counter, l->salt[l->salts].subkey);
+    l->salts++;
+    return OPCOMMS_OK;
+}
+
+/* The key of the operation at `at`, or NULL. */
+OPC__FN const uint8_t *opc__log_subkey(const opc__log *l, uint64_t at) {
+    uint32_t lo = 0, hi = l->salts;
+    while (lo < hi) {
+        uint32_t mid = lo + (hi - lo) / 2;
+        if (l->salt[mid].at < at) {
+            lo = mid + 1;
+        } else {
+            hi = mid;
+        }
+    }
+    return lo > 0 ? l->salt[lo - 1].subkey : NULL;
+}
+
+OPC__FN void opc__log_nonce(uint64_t at, uint8_t nonce[12]) {
+    opc__buf_put64(nonce, at);
+    memset(nonce + 8, 0, 4);
+}
+
+/* Encrypts the operations of a batch where they are. */
+OPC__FN void opc__log_shut(const opc__log *l, opc__log_buffer *b, const uint8_t *subkey) {
+    uint32_t i = OPC__LOG_BATCH;
+    while (i < b->len) {
+        uint8_t *op = b->p + i, nonce[12];
+        uint32_t n = opc__buf_be32(op + 4);
+        if (op[0] != OPC__OP_SALT) {
+            OPCOMMS_ASSERT(n >= b->tag);
+            opc__log_nonce(b->at + i, nonce);
+            opc__seal_encrypt(&l->cipher, subkey, nonce, op, 8, op + 8, n - b->tag,
+                              op + 8 + n - b->tag);
+        }
+        i += 8 + n;
+    }
+    OPCOMMS_ASSERT(i == b->len);
+    b->shut = 1;
+}
+
+/* The body, of *n bytes with its tag, of the operation at `at` that begins at op, into `out`. */
+OPC__FN opcomms_err opc__log_unshut(const opc__log *l, uint64_t at, const uint8_t *op,
+                                    uint8_t *out, uint32_t *n) {
+    const uint8_t *subkey = opc__log_subkey(l, at);
+    uint8_t nonce[12];
+    uint32_t len = *n;
+    if (subkey == NULL || len < l->crypt.tag) return OPCOMMS_E_LOG_DAMAGED;
+    len -= l->crypt.tag;
+    opc__log_nonce(at, nonce);
+    memcpy(out, op + 8, len);
+    if (!opc__seal_decrypt(&l->cipher, subkey, nonce, op, 8, out, len, op + 8 + len)) {
+        return OPCOMMS_E_LOG_DAMAGED;
+    }
+    *n = len;
+    return OPCOMMS_OK;
+}
+
+/* The operation at `at` into l->op, as it was before it was encrypted. */
+OPC__FN opcomms_err opc__log_op_read(opc__log *l, uint64_t at) {
+    uint8_t head[8], *raw = l->op + OPC__LOG_OP_MAX;
+    uint32_t n;
+    int clear = l->active.ops > 0 && at >= l->active.at && !l->active.shut;
+    opcomms_err rc;
+    if (l->op_len > 0 && l->op_ref == at) return OPCOMMS_OK;
+    l->op_len = 0;
+    rc = opc__log_get(l, at, head, sizeof head);
+    if (rc != OPCOMMS_OK) return rc;
+    n = opc__buf_be32(head + 4);
+    if (n < l->crypt.tag || head[0] == OPC__OP_SALT) return OPCOMMS_E_LOG_DAMAGED;
+    if (n > OPC__LOG_OP_MAX - 8) return OPCOMMS_E_LIMIT;
+    memcpy(l->op, head, sizeof head);
+    memcpy(raw, head, sizeof head);
+    rc = opc__log_get(l, at + 8, clear ? l->op + 8 : raw + 8, n);
+    if (rc == OPCOMMS_OK && !clear) rc = opc__log_unshut(l, at, raw, l->op + 8, &n);
+    if (rc != OPCOMMS_OK) return rc;
+    if (clear) n -= l->crypt.tag;
+    opc__buf_put32(l->op + 4, n);
+    l->op_ref = at;
+    l->op_len = 8 + n;
+    return OPCOMMS_OK;
+}
+
+/* Bytes of the operation at `at`, from its type byte + skip on. */
+OPC__FN opcomms_err opc__log_get_op(opc__log *l, uint64_t at, size_t skip, uint8_t *buf,
+                                    size_t len) {
+    opcomms_err rc;
+    if (l->crypt.tag == 0) return opc__log_get(l, at + skip, buf, len);
+    if (l->blind) return OPCOMMS_E_ENCRYPTED;
+    rc = opc__log_op_read(l, at);
+    if (rc != OPCOMMS_OK) return rc;
+    if (skip > l->op_len || len > l->op_len - skip) return OPCOMMS_E_LOG_DAMAGED;
+    memcpy(buf, l->op + skip, len);
+    return OPCOMMS_OK;
+}
+
+/* ---- messages, read ---- */
+
 OPC__FN uint32_t opc__log_crc(const opc__log *l, const uint8_t *p, size_t n) {
     return opc__crc32c(l->seed, p, n);
 }
@@ -8286,21 +8483,22 @@ OPC__FN opcomms_err opc__log_head(opc__log *l, uint64_t ref) {
     ref = opc__log_at(ref);
     if (l->head_ref == ref && l->head_len > 0) return OPCOMMS_OK;
     l->head_len = 0;
-    rc = opc__log_get(l, ref, op, 8);
+    rc = opc__log_get_op(l, ref, 0, op, 8);
     if (rc != OPCOMMS_OK) return rc;
     fixed = opc__log_fixed(op[0]);
     if (fixed == 0 || opc__buf_be32(op + 4) < fixed) return OPCOMMS_E_LOG_DAMAGED;
-    rc = opc__log_get(l, ref + 8, l->head, fixed);
+    rc = opc__log_get_op(l, ref, 8, l->head, fixed);
     if (rc != OPCOMMS_OK) return rc;
     len = opc__log_head_len(op[0], l->head, opc__buf_be32(op + 4));
     if (len == 0) return OPCOMMS_E_LOG_DAMAGED;
     if (opc__buf_be32(l->head + 72) > OPC__LOG_FRAGS) {
         return OPCOMMS_E_LIMIT; /* a larger OPCOMMS_MAX_FRAME stored it */
     }
-    rc = opc__log_get(l, ref + 8 + fixed, l->head + fixed, len - fixed);
+    rc = opc__log_get_op(l, ref, 8 + fixed, l->head + fixed, len - fixed);
     if (rc != OPCOMMS_OK) return rc;
     if (!opc__log_head_sound(l, op[0], l->head, len)) return OPCOMMS_E_LOG_DAMAGED;
     l->head_ref = ref;
+    l->head_body = opc__buf_be32(op + 4);
     l->head_len = (uint32_t)len;
     l->head_type = op[0];
     return OPCOMMS_OK;
@@ -8373,13 +8571,15 @@ OPC__FN opcomms_err opc__log_meta(opc__store *s, uint64_t ref, opc__msg_meta *ou
     return OPCOMMS_OK;
 }
 
-/* Loads and verifies one piece of payload: `at` is where its data lies. */
-OPC__FN opcomms_err opc__log_piece(opc__log *l, uint64_t at, uint32_t len, uint32_t want) {
+/* Loads and verifies one piece of payload, which lies in the operation at `op`. */
+OPC__FN opcomms_err opc__log_piece(opc__log *l, uint64_t op, size_t skip, uint32_t len,
+                                   uint32_t want) {
+    uint64_t at = op + skip;
     opcomms_err rc;
     if (l->piece_ref == at && l->piece_len == len && len > 0) return OPCOMMS_OK;
     l->piece_len = 0;
     if (len > OPC__FRAG_BYTES) return OPCOMMS_E_LOG_DAMAGED;
-    rc = opc__log_get(l, at, l->piece, len);
+    rc = opc__log_get_op(l, op, skip, l->piece, len);
     if (rc != OPCOMMS_OK) return rc;
     if (opc__log_crc(l, l->piece, len) != want) return OPCOMMS_E_LOG_DAMAGED;
     l->piece_ref = at;
@@ -8390,11 +8590,11 @@ OPC__FN opcomms_err opc__log_piece(opc__log *l, uint64_t at, uint32_t len, uint3
 OPC__FN opcomms_err opc__log_read_fragment(opc__log *l, uint64_t op_at) {
     uint8_t h[16];
     uint32_t body;
-    opcomms_err rc = opc__log_get(l, op_at, h, sizeof h);
+    opcomms_err rc = opc__log_get_op(l, op_at, 0, h, sizeof h);
     if (rc != OPCOMMS_OK) return rc;
     body = opc__buf_be32(h + 4);
     if (h[0] != OPC__OP_FRAGMENT || body < 8) return OPCOMMS_E_LOG_DAMAGED;
-    return opc__log_piece(l, op_at + 16, body - 8, opc__buf_be32(h + 8));
+    return opc__log_piece(l, op_at, 16, body - 8, opc__buf_be32(h + 8));
 }
 
 OPC__FN opcomms_err opc__log_read(opc__store *s, uint64_t ref, uint64_t offset, uint8_t *buf,
@@ -8410,7 +8610,7 @@ OPC__FN opcomms_err opc__log_read(opc__store *s, uint64_t ref, uint64_t offset, 
     *got = 0;
     if (offset >= bytes || len == 0) return OPCOMMS_OK;
     if (frags == 0) {
-        rc = opc__log_piece(l, opc__log_at(ref) + 8 + l->head_len, (uint32_t)bytes,
+        rc = opc__log_piece(l, opc__log_at(ref), 8 + (size_t)l->head_len, (uint32_t)bytes,
                             opc__buf_be32(l->head + 76));
         skip = (size_t)offset;
     } else {
@@ -8452,8 +8652,9 @@ OPC__FN size_t opc__log_room(opc__store *s) {
 
 /* Completes the header of a batch. */
 OPC__FN void opc__log_seal_batch(const opc__log *l, opc__log_buffer *b, uint32_t seed,
-                                 uint64_t synced, uint32_t flags) {
+                                 uint64_t synced, uint32_t flags, const uint8_t *subkey) {
     uint8_t *p = b->p;
+    if (b->tag > 0 && b->ops > 0) opc__log_shut(l, b, subkey);
     OPCOMMS_ASSERT(b->len >= OPC__LOG_BATCH);
     OPCOMMS_ASSERT(b->len <= OPC__LOG_BATCH_MAX);
     opc__buf_put32(p, OPC__LOG_MAGIC);
@@ -8470,7 +8671,8 @@ OPC__FN void opc__log_seal_batch(const opc__log *l, opc__log_buffer *b, uint32_t
 
 OPC__FN void opc__log_seal(opc__log *l, uint32_t flags) {
     OPCOMMS_ASSERT(l->active.len <= l->cap);
-    opc__log_seal_batch(l, &l->active, l->seed, l->durable, flags);
+    opc__log_seal_batch(l, &l->active, l->seed, l->durable, flags,
+                        l->salts > 0 ? l->salt[l->salts - 1].subkey : NULL);
 }
 
 /* A batch of no operations, at `at`. */
@@ -8479,11 +8681,14 @@ OPC__FN void opc__log_buffer_new(opc__log_buffer *b, uint64_t at) {
     b->len = OPC__LOG_BATCH;
     b->ops = 0;
     b->flags = 0;
+    b->shut = 0;
 }
 
 /* One operation more into a batch that has room for it; its body is for the caller. */
 OPC__FN uint8_t *opc__log_buffer_op(opc__log_buffer *b, unsigned type, size_t body, uint64_t *at) {
     uint8_t *p = b->p + b->len;
+    OPCOMMS_ASSERT(!b->shut);
+    if (type != OPC__OP_SALT) body += b->tag;
     memset(p, 0, 8);
     p[0] = (uint8_t)type;
     opc__buf_put32(p + 4, (uint32_t)body);
@@ -8549,7 +8754,7 @@ OPC__FN opcomms_err opc__log_limit(opc__log *l, size_t bytes, int limited) {
 /* Room for one operation, or why there is none. The body is filled in by the caller. */
 OPC__FN opcomms_err opc__log_op(opc__log *l, unsigned type, size_t body, int limited,
                                 uint8_t **out, uint64_t *at) {
-    size_t bytes = body + 8u;
+    size_t bytes = body + 8u + l->active.tag;
     opcomms_err rc = l->failed == OPCOMMS_OK ? opc__log_limit(l, bytes, limited) : OPCOMMS_OK;
     if (rc == OPCOMMS_OK) rc = opc__log_make_room(l, bytes);
     if (rc != OPCOMMS_OK) return rc;
@@ -8707,7 +8912,7 @@ OPC__FN opcomms_err opc__log_message(opc__log *l, opc__log_put *w, unsigned type
     if (context > 0) memcpy(b + head - context, m->context, context);
     opc__buf_put32(b + 80, opc__log_crc(l, b, head));
     if (inline_len > 0) memcpy(b + head, w->data, inline_len);
-    *ref = opc__log_ref(*ref, opc__log_message_bytes(b, head + inline_len));
+    *ref = opc__log_ref(*ref, opc__log_message_bytes(b, head + inline_len, l->active.tag));
     l->live += opc__log_size_of(*ref);
     return OPCOMMS_OK;
 }
@@ -8754,9 +8959,19 @@ OPC__FN opcomms_err opc__log_ack(opc__store *s, uint64_t ref, uint64_t uid, uint
     return OPCOMMS_OK;
 }
 
+/* The most that the tags of those operations take: acknowledgements are the smallest, messages the
+   smallest else; one may be a note without a body. */
+OPC__FN size_t opc__log_hold_tags(const opc__log *l, size_t bytes) {
+    size_t acks = bytes / 16u;
+    if (acks > OPC__LOG_HOLD_ACKS) acks = OPC__LOG_HOLD_ACKS;
+    return l->active.tag * (acks + bytes / (8u + OPC__LOG_FIXED) + 1u);
+}
+
 OPC__FN opcomms_err opc__log_hold(opc__store *s, size_t bytes) {
     opc__log *l = opc__log_of(s);
-    opcomms_err rc = opc__log_make_room(l, bytes);
+    opcomms_err rc;
+    bytes += opc__log_hold_tags(l, bytes);
+    rc = opc__log_make_room(l, bytes);
     if (rc != OPCOMMS_OK) return rc;
     l->held = (uint32_t)bytes;
     l->held_some = l->held_room = 0;
@@ -8797,7 +9012,7 @@ OPC__FN opcomms_err opc__log_tried(opc__store *s, const opc__try *t, uint64_t *p
 OPC__FN opcomms_err opc__log_copy_write(opc__log *l, opc__log_copy *k) {
     opcomms_err rc;
     if (k->out.ops == 0) return OPCOMMS_OK;
-    opc__log_seal_batch(l, &k->out, k->seed, k->synced, 0);
+    opc__log_seal_batch(l, &k->out, k->seed, k->synced, 0, k->subkey);
     rc = opc__plat_write_all(l->plat, k->file, k->out.at, k->out.p, k->out.len, &k->os_code);
     if (rc == OPCOMMS_OK) opc__log_buffer_new(&k->out, k->out.at + k->out.len);
     return rc;
@@ -8806,7 +9021,7 @@ OPC__FN opcomms_err opc__log_copy_write(opc__log *l, opc__log_copy *k) {
 /* Room in a copy for one operation, whose body the caller fills in. */
 OPC__FN opcomms_err opc__log_copy_op(opc__log *l, opc__log_copy *k, unsigned type, size_t body,
                                      uint8_t **out, uint64_t *at) {
-    size_t bytes = body + 8u;
+    size_t bytes = body + 8u + k->out.tag;
     if (bytes > k->out_cap - k->out.len) {
         opcomms_err rc = opc__log_copy_write(l, k);
         if (rc != OPCOMMS_OK) return rc;
@@ -9026,6 +9241,7 @@ OPC__FN void opc__log_copy_free(opc__log *l) {
     if (k->dir != OPCOMMS_NO_HANDLE) l->plat->dir_close(l->plat->user, k->dir);
     opc__mem_free(l->mem, k->in, k->in_cap);
     opc__mem_free(l->mem, k->out.p, k->out_cap);
+    opc__mem_free_wiped(l->mem, k->plain, k->plain_cap);
     opc__mem_free_wiped(l->mem, k, sizeof *k);
     l->copy = NULL;
 }
@@ -9070,6 +9286,16 @@ OPC__FN void opc__log_switch(opc__log *l) {
     l->base_position = position - end;
     l->written = l->durable = l->opened = l->zeroed = end;
     opc__log_batch_new(l, end);
+    l->crypt = k->crypt;
+    l->active.tag = l->sealed.tag = l->crypt.tag;
+    if (k->convert) l->convert = 0;
+    l->salts = l->op_len = 0;
+    if (l->crypt.tag > 0) {
+        OPCOMMS_ASSERT(l->salts_cap > 0);
+        l->salt[0].at = OPC__LOG_HEADER + OPC__LOG_BATCH;
+        memcpy(l->salt[0].subkey, k->subkey, sizeof k->subkey);
+        l->salts = 1;
+    }
     l->fixed = end - OPC__LOG_HEADER > l->live ? end - OPC__LOG_HEADER - l->live : 0;
     l->head_len = l->piece_len = l->read_len = 0;
     for (i = 0; i < l->puts_max; i++) {
@@ -9198,7 +9424,7 @@ OPC__FN opcomms_err opc__log_copy_message(opc__log *l, opc__log_copy *k, unsigne
     opc__buf_put32(b + 80, opc__crc32c(k->seed, b, len));
     k->frags = 0;
     if (l->owner.moved != NULL && !k->backup) {
-        l->owner.moved(l->owner.user, uid, opc__log_ref(at, opc__log_message_bytes(b, n)));
+        l->owner.moved(l->owner.user, uid, opc__log_ref(at, opc__log_message_bytes(b, n, k->out.tag)));
     }
     return OPCOMMS_OK;
 }
@@ -9209,6 +9435,7 @@ OPC__FN int opc__log_copy_wanted(opc__log *l, const opc__log_copy *k, unsigned t
     int tries;
     switch (type) {
     case OPC__OP_FRAGMENT: return 0; /* with its message */
+    case OPC__OP_SALT: return 0;     /* the copy has its own */
     case OPC__OP_ACK:
     case OPC__OP_OVER:
     case OPC__OP_TAKEN: return at >= k->begun;
@@ -9222,16 +9449,36 @@ OPC__FN int opc__log_copy_wanted(opc__log *l, const opc__log_copy *k, unsigned t
     }
 }
 
+/* The body of an operation of the log, which ends with the next one. */
+OPC__FN opcomms_err opc__log_copy_plain(opc__log *l, opc__log_copy *k, const uint8_t *op,
+                                        uint64_t at, const uint8_t **body, uint32_t *n) {
+    *body = op + 8;
+    *n = opc__buf_be32(op + 4);
+    if (l->crypt.tag == 0 || op[0] == OPC__OP_SALT || op[0] == OPC__OP_FRAGMENT) return OPCOMMS_OK;
+    if (*n > k->plain_cap) {
+        uint32_t cap = *n > OPC__LOG_OP_MAX ? *n : OPC__LOG_OP_MAX;
+        uint8_t *p = (uint8_t *)opc__mem_raw(l->mem, cap);
+        if (p == NULL) return OPCOMMS_E_NOMEM;
+        opc__mem_free_wiped(l->mem, k->plain, k->plain_cap);
+        k->plain = p;
+        k->plain_cap = cap;
+    }
+    *body = k->plain;
+    return opc__log_unshut(l, at, op, k->plain, n);
+}
+
 /* One operation of the log, at `at`. */
 OPC__FN opcomms_err opc__log_copy_one(opc__log *l, opc__log_copy *k, const uint8_t *op,
                                       uint64_t at) {
-    uint32_t n = opc__buf_be32(op + 4);
+    const uint8_t *body = NULL;
+    uint32_t n = 0;
     uint8_t *b = NULL;
-    opcomms_err rc;
-    if (opc__log_fixed(op[0]) != 0) return opc__log_copy_message(l, k, op[0], op + 8, n);
-    if (!opc__log_copy_wanted(l, k, op[0], op + 8, n, at)) return OPCOMMS_OK;
+    opcomms_err rc = opc__log_copy_plain(l, k, op, at, &body, &n);
+    if (rc != OPCOMMS_OK) return rc;
+    if (opc__log_fixed(op[0]) != 0) return opc__log_copy_message(l, k, op[0], body, n);
+    if (!opc__log_copy_wanted(l, k, op[0], body, n, at)) return OPCOMMS_OK;
     rc = opc__log_copy_op(l, k, op[0], n, &b, &at);
-    if (rc == OPCOMMS_OK && n > 0) memcpy(b, op + 8, n);
+    if (rc == OPCOMMS_OK && n > 0) memcpy(b, body, n);
     return rc;
 }
 
@@ -9351,6 +9598,24 @@ OPC__FN opcomms_err opc__log_copy_file(opc__log *l, opc__log_copy *k, const char
     return opc__plat_write_all(l->plat, k->file, 0, zero, sizeof zero, &k->os_code);
 }
 
+/* How a copy is encrypted: as the log, or as it shall be. Its salt comes first in it. */
+OPC__FN opcomms_err opc__log_copy_crypt(opc__log *l, opc__log_copy *k) {
+    uint8_t *b = NULL;
+    uint64_t at = 0;
+    opcomms_err rc;
+    k->convert = l->convert && !k->backup;
+    k->crypt = k->convert ? l->next : l->crypt;
+    k->out.tag = k->crypt.tag;
+    memcpy(k->slot + 128, k->crypt.field, sizeof k->crypt.field);
+    if (k->crypt.tag == 0) return OPCOMMS_OK;
+    rc = opc__log_copy_op(l, k, OPC__OP_SALT, OPC__LOG_SALT, &b, &at);
+    if (rc != OPCOMMS_OK) return rc;
+    OPCOMMS_ASSERT(at == OPC__LOG_HEADER + OPC__LOG_BATCH);
+    if (l->plat->random(l->plat->user, b, OPC__LOG_SALT) != OPCOMMS_OK) return OPCOMMS_E_RANDOM;
+    opc__log_derive(&k->crypt, b, l->open_counter, k->subkey);
+    return OPCOMMS_OK;
+}
+
 OPC__FN opcomms_err opc__log_copy_begin(opc__log *l, const char *path) {
     opc__log_copy *k = (opc__log_copy *)opc__mem_alloc(l->mem, sizeof *k);
     opcomms_err rc = OPCOMMS_E_NOMEM;
@@ -9376,7 +9641,8 @@ OPC__FN opcomms_err opc__log_copy_begin(opc__log *l, const char *path) {
     k->at = OPC__LOG_HEADER;
     k->begun = k->end_seen = opc__log_offset(l);
     opc__log_buffer_new(&k->out, OPC__LOG_HEADER);
-    return opc__log_copy_file(l, k, path);
+    rc = opc__log_copy_crypt(l, k);
+    return rc == OPCOMMS_OK ? opc__log_copy_file(l, k, path) : rc;
 }
 
 /* Is there enough to gain? */
@@ -9384,6 +9650,7 @@ OPC__FN int opc__log_worth(const opc__log *l) {
     uint64_t end = opc__log_offset(l), used = end - OPC__LOG_HEADER, kept = l->live + l->fixed;
     uint64_t dead = used > kept ? used - kept : 0;
     if (l->retry_us != 0 && l->plat->now_us(l->plat->user) < l->retry_us) return 0;
+    if (l->convert || l->salts > OPC__LOG_SALTS) return 1;
     if (dead > l->dead_min && dead > used / 2) return 1;
     return dead > l->bytes_max / 16 && end > l->bytes_max - l->bytes_max / 8;
 }
@@ -9484,6 +9751,8 @@ OPC__FN void opc__log_free(opc__log *l) {
     opc__mem_free(l->mem, l->head, OPC__LOG_HEAD_MAX);
     opc__mem_free(l->mem, l->piece, OPC__FRAG_BYTES);
     opc__mem_free(l->mem, l->read, OPC__LOG_READ);
+    opc__mem_free_wiped(l->mem, l->op, 2 * OPC__LOG_OP_MAX);
+    opc__mem_free_wiped(l->mem, l->salt, l->salts_cap * sizeof *l->salt);
     opc__mem_free(l->mem, l->name, l->name_len + OPC__LOG_SUFFIX);
     opc__mem_free_wiped(l->mem, l, sizeof *l);
 }
@@ -9518,6 +9787,7 @@ typedef struct opc__log_scan {
     uint8_t *buf; /* the file from buf_at on */
     size_t buf_len;
     size_t buf_cap; /* holds any batch the file can hold */
+    uint8_t *plain; /* of an encrypted log: as much again, for an operation */
     uint64_t buf_at;
     uint64_t size;
     uint64_t end;     /* behind the last batch of the unbroken row */
@@ -9539,6 +9809,105 @@ OPC__FN uint32_t opc__log_slot_valid(const uint8_t *s) { /* its size, or 0 */
     uint32_t n = opc__buf_be32(s + 12);
     if (memcmp(s, "OPCLOG\r\n", 8) != 0 || n < OPC__LOG_SLOT || n > OPC__LOG_SLOT_MAX) return 0;
     return opc__buf_be32(s + n - 4) == opc__crc32c(0, s, n - 4) ? n : 0;
+}
+
+/* A new data key, under the secret that the log shall be under. */
+OPC__FN opcomms_err opc__log_crypt_new(opc__log *l, const uint8_t hash[32], uint32_t key_epoch,
+                                       opc__log_crypt *c, opcomms_error *err) {
+    const opc__log_secret *s = l->secret;
+    const opc__seal_ask *ask = s->fresh != NULL ? s->fresh : s->password;
+    char password[OPC__SEAL_PASSWORD_MAX];
+    size_t n = 0;
+    opcomms_err rc = opc__log_salt_room(l);
+    memset(c, 0, sizeof *c);
+    c->tag = OPC__SEAL_TAG;
+    opc__buf_put32(c->field, key_epoch);
+    opc__buf_put32(c->field + 4, OPC__SEAL_TAG);
+    opc__buf_put32(c->field + 8, OPC__SEAL_WRAPPED);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, "log");
+    if (l->plat->random(l->plat->user, c->key, 32) != OPCOMMS_OK) {
+        return opc__err_set(err, OPCOMMS_E_RANDOM, 0, "log");
+    }
+    if (s->want == OPC__LOG_BY_KEY) {
+        if (s->key == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, "log: no private key");
+        rc = opc__seal_wrap(l->plat, &l->cipher, s->key, 32, 0, hash, c->key, c->field + 12);
+        return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, "log");
+    }
+    if (ask == NULL) return opc__err_set(err, OPCOMMS_E_PASSWORD, 0, "log: there is none");
+    rc = opc__seal_new_password(ask, password, &n, err);
+    if (rc == OPCOMMS_OK) {
+        rc = opc__seal_wrap(l->plat, &l->cipher, (const uint8_t *)password, n,
+                            s->iterations != 0 ? s->iterations : OPCOMMS_ITERATIONS, hash, c->key,
+                            c->field + 12);
+        if (rc != OPCOMMS_OK) (void)opc__err_set(err, rc, 0, "log");
+    }
+    opc__mem_wipe(password, sizeof password);
+    return rc;
+}
+
+/* The data key in a slot. */
+OPC__FN opcomms_err opc__log_unwrap(opc__log *l, const uint8_t *slot, const opc__seal_ask *ask,
+                                    const char **why) {
+    const uint8_t *w = slot + 140;
+    char password[OPC__SEAL_PASSWORD_MAX];
+    size_t n = 0;
+    opcomms_err rc;
+    *why = "log";
+    if (w[0] == OPC__SEAL_BY_KEY) {
+        if (l->secret->key == NULL) return OPCOMMS_E_ENCRYPTED;
+        return opc__seal_unwrap(&l->cipher, l->secret->key, 32, slot + 48, w, l->crypt.key);
+    }
+    *why = "log: its password is needed";
+    if (ask == NULL || ask->password == NULL) return OPCOMMS_E_ENCRYPTED;
+    rc = opc__seal_password(ask, OPCOMMS_E_ENCRYPTED, password, &n, why);
+    if (rc == OPCOMMS_OK) {
+        *why = "log";
+        rc = opc__seal_unwrap(&l->cipher, (const uint8_t *)password, n, slot + 48, w,
+                              l->crypt.key);
+    }
+    opc__mem_wipe(password, sizeof password);
+    return rc;
+}
+
+/* Is the log that this slot belongs to encrypted, and what shall it be? Asks for the passwords it
+   needs, all of them, so that nothing is changed when one is wrong or missing. */
+OPC__FN opcomms_err opc__log_unlock(opc__log *l, const uint8_t *slot, opcomms_error *err) {
+    static const uint8_t none[12] = {0};
+    const opc__log_secret *s = l->secret;
+    const uint8_t *f = slot + 128;
+    const char *why = NULL;
+    int changed = 1; /* the password is another one from now on */
+    opcomms_err rc;
+    if (memcmp(f, none, sizeof none) == 0) {
+        if (s == NULL || s->want == OPC__LOG_CLEAR || s->want == OPC__LOG_DECRYPT) return OPCOMMS_OK;
+        l->convert = 1;
+        return opc__log_crypt_new(l, slot + 48, 1, &l->next, err);
+    }
+    if (opc__buf_be32(f + 4) != OPC__SEAL_TAG || opc__buf_be32(f + 8) != OPC__SEAL_WRAPPED ||
+        !opc__seal_wrap_known(f + 12, OPC__SEAL_ITERATIONS_MAX)) {
+        return opc__err_set(err, OPCOMMS_E_LOG_VERSION, 0, "another encryption");
+    }
+    l->crypt.tag = OPC__SEAL_TAG;
+    memcpy(l->crypt.field, f, sizeof l->crypt.field);
+    l->blind = s == NULL;
+    if (s == NULL) return OPCOMMS_OK;
+    if (s->want == OPC__LOG_CLEAR) return opc__err_set(err, OPCOMMS_E_ENCRYPTED, 0, "log");
+    rc = opc__log_salt_room(l);
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, "log");
+    rc = opc__log_unwrap(l, slot, s->password, &why);
+    if (rc == OPCOMMS_E_PASSWORD && f[12] == OPC__SEAL_BY_PASSWORD && s->fresh != NULL) {
+        changed = 0;
+        rc = opc__log_unwrap(l, slot, s->fresh, &why);
+    }
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, why);
+    if (s->want == OPC__LOG_DECRYPT) {
+        l->convert = 1; /* and `next` is all zero */
+        return OPCOMMS_OK;
+    }
+    l->convert = s->want != f[12] ||
+                 (s->want == OPC__LOG_BY_PASSWORD && s->fresh != NULL && changed);
+    if (!l->convert) return OPCOMMS_OK;
+    return opc__log_crypt_new(l, slot + 48, opc__buf_be32(f) + 1, &l->next, err);
 }
 
 /* A new log's first slot; everything else it needs is set by opc__log_slot_next. */
@@ -9595,21 +9964,28 @@ OPC__FN int opc__log_unborn(const uint8_t *h, uint64_t size) {
 
 /* Zeros first; recovery syncs them before opc__log_slot_next writes the slot, so that it lands in
    a header of full size. */
-OPC__FN opcomms_err opc__log_create(opc__log *l, opc__log_scan *c, const uint8_t key[32], int *os) {
+OPC__FN opcomms_err opc__log_create(opc__log *l, opc__log_scan *c, const uint8_t key[32],
+                                    opcomms_error *err) {
     uint8_t h[OPC__LOG_HEADER];
+    int want = l->secret->want, os = 0;
     opcomms_err rc = opc__log_slot_new(l, c, key);
-    if (rc != OPCOMMS_OK) return rc;
+    if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, "new log");
+    if (want == OPC__LOG_BY_KEY || want == OPC__LOG_BY_PASSWORD) {
+        rc = opc__log_crypt_new(l, key, 1, &l->crypt, err);
+        if (rc != OPCOMMS_OK) return rc;
+        memcpy(c->slot + 128, l->crypt.field, sizeof l->crypt.field);
+    }
     memset(h, 0, sizeof h);
-    rc = opc__plat_write_all(l->plat, l->file, 0, h, sizeof h, os);
+    rc = opc__plat_write_all(l->plat, l->file, 0, h, sizeof h, &os);
     l->seed = opc__crc32c(0, c->slot + 80, 32);
     opc__str_hash_write(key, l->own);
     c->size = OPC__LOG_HEADER;
-    return rc;
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, os, "new log");
 }
 
 /* Reads the header, or begins a new log. key NULL: a log of any key is only read, and one that is
    not begun yet leaves slot_bytes 0. */
-OPC__FN opcomms_err opc__log_header(opc__log *l, opc__log_scan *c, const uint8_t key[32], int *os,
+OPC__FN opcomms_err opc__log_header(opc__log *l, opc__log_scan *c, const uint8_t key[32],
                                     opcomms_error *err) {
     uint8_t h[OPC__LOG_HEADER];
     size_t len = c->size < sizeof h ? (size_t)c->size : sizeof h, i;
@@ -9626,8 +10002,7 @@ OPC__FN opcomms_err opc__log_header(opc__log *l, opc__log_scan *c, const uint8_t
     c->slot_bytes = opc__log_slot_valid(slot);
     if (c->slot_bytes == 0 && opc__log_unborn(h, c->size)) {
         if (key == NULL) return OPCOMMS_OK;
-        rc = opc__log_create(l, c, key, os);
-        return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, *os, "new log");
+        return opc__log_create(l, c, key, err);
     }
     if (c->slot_bytes == 0 || c->size < OPC__LOG_HEADER) {
         return opc__err_set(err, OPCOMMS_E_LOG_DAMAGED, 0, "its header; nothing was changed");
@@ -9638,12 +10013,11 @@ OPC__FN opcomms_err opc__log_header(opc__log *l, opc__log_scan *c, const uint8_t
     if (key != NULL && !opc__str_equal_ct(slot + 48, key, 32)) {
         return opc__err_set(err, OPCOMMS_E_LOG_KEY, 0, NULL);
     }
-    for (i = 128; i < 140; i++) {
-        if (slot[i] != 0) return opc__err_set(err, OPCOMMS_E_LOG_VERSION, 0, "it is encrypted");
-    }
     if (opc__buf_be64(slot + 112) > OPC__LOG_UID_MAX) {
         return opc__err_set(err, OPCOMMS_E_LOG_DAMAGED, 0, "its header; nothing was changed");
     }
+    rc = opc__log_unlock(l, slot, err);
+    if (rc != OPCOMMS_OK) return rc;
     memcpy(c->slot, slot, c->slot_bytes);
     l->seed = opc__crc32c(0, slot + 80, 32);
     opc__str_hash_write(slot + 48, l->own);
@@ -9893,6 +10267,27 @@ OPC__FN opcomms_err opc__log_replay_op(opc__log *l, opc__log_scan *c, unsigned t
     return type < OPC__LOG_OP_MUST ? OPCOMMS_OK : OPCOMMS_E_LOG_VERSION;
 }
 
+/* The body of an operation of the valid batch p, decrypted; it begins at h in memory and `at` in the
+   file. NULL: nobody needs to look at it, or nobody can. */
+OPC__FN opcomms_err opc__log_body(opc__log *l, opc__log_scan *c, const uint8_t *p,
+                                  const uint8_t *h, uint64_t at, const uint8_t **body,
+                                  uint32_t *n) {
+    opcomms_err rc = OPCOMMS_OK;
+    if (l->crypt.tag == 0) return OPCOMMS_OK;
+    if (*n < (h[0] == OPC__OP_SALT ? OPC__LOG_SALT : l->crypt.tag)) return OPCOMMS_E_LOG_DAMAGED;
+    if (l->blind || h[0] == OPC__OP_SALT || h[0] == OPC__OP_FRAGMENT) {
+        if (h[0] >= OPC__LOG_OP_MUST) return OPCOMMS_E_LOG_VERSION;
+        if (h[0] == OPC__OP_SALT && !l->blind) {
+            rc = opc__log_salt_add(l, at, opc__buf_be64(p + 24), *body);
+        }
+        *body = NULL;
+        return rc;
+    }
+    rc = opc__log_unshut(l, at, h, c->plain, n);
+    *body = c->plain;
+    return rc;
+}
+
 /* The operations of a valid batch. */
 OPC__FN opcomms_err opc__log_replay(opc__log *l, opc__log_scan *c, uint64_t at, const uint8_t *p,
                                     uint32_t len) {
@@ -9906,7 +10301,10 @@ OPC__FN opcomms_err opc__log_replay(opc__log *l, opc__log_scan *c, uint64_t at, 
         opcomms_err rc;
         body = opc__rd_bytes(&r, n);
         if (h == NULL || body == NULL) return OPCOMMS_E_LOG_DAMAGED;
-        rc = opc__log_replay_op(l, c, h[0], body, n, at + (uint64_t)(h - p));
+        rc = opc__log_body(l, c, p, h, at + (uint64_t)(h - p), &body, &n);
+        if (rc == OPCOMMS_OK && body != NULL) {
+            rc = opc__log_replay_op(l, c, h[0], body, n, at + (uint64_t)(h - p));
+        }
         if (rc != OPCOMMS_OK) return rc;
     }
     return opc__rd_left(&r) == 0 ? OPCOMMS_OK : OPCOMMS_E_LOG_DAMAGED;
@@ -9978,7 +10376,7 @@ OPC__FN opcomms_err opc__log_recover(opc__log *l, opc__log_scan *c, opcomms_erro
 /* What became of a message, by the operation at `at`. */
 OPC__FN opcomms_err opc__log_state(opc__log *l, uint64_t at, opc__msg_meta *m) {
     uint8_t op[40];
-    opcomms_err rc = opc__log_get(l, at, op, sizeof op);
+    opcomms_err rc = opc__log_get_op(l, at, 0, op, sizeof op);
     if (rc != OPCOMMS_OK) return rc;
     if ((op[0] != OPC__OP_FAILED && op[0] != OPC__OP_DEAD) || opc__buf_be32(op + 4) != 32 ||
         opc__buf_be64(op + 8) != m->uid) {
@@ -9996,7 +10394,8 @@ OPC__FN opcomms_err opc__log_state(opc__log *l, uint64_t at, opc__msg_meta *m) {
 
 /* Tells the owner of the message at `ref`; `tried`: where the last operation on it lies, or 0. Reads
    through the window: messages are told in the order of the file. */
-OPC__FN opcomms_err opc__log_tell_one(opc__log *l, opc__log_scan *c, uint64_t ref, uint64_t tried) {
+OPC__FN opcomms_err opc__log_tell_one(opc__log *l, opc__log_scan *c, uint64_t ref,
+                                      uint64_t tried) {
     size_t most = OPC__LOG_HEAD_MAX + 8u, len;
     uint8_t *p = NULL;
     uint32_t body;
@@ -10015,11 +10414,24 @@ OPC__FN opcomms_err opc__log_tell_one(opc__log *l, opc__log_scan *c, uint64_t re
         return OPCOMMS_E_LOG_DAMAGED;
     }
     opc__log_meta_of(l, p[0], p + 8, &m);
-    ref = opc__log_ref(ref, opc__log_message_bytes(p + 8, body));
+    ref = opc__log_ref(ref, opc__log_message_bytes(p + 8, body, 0));
     l->live += opc__log_size_of(ref);
     if (tried != 0 && m.kind == OPC__KIND_OUT) rc = opc__log_state(l, tried, &m);
     if (rc != OPCOMMS_OK || l->owner.found == NULL) return rc;
     return l->owner.found(l->owner.user, m.uid, ref, &m);
+}
+
+/* The same of an encrypted log, whose operations are opened one by one. */
+OPC__FN opcomms_err opc__log_tell_sealed(opc__log *l, uint64_t ref, uint64_t tried) {
+    opc__msg_meta m;
+    opcomms_err rc = opc__log_head(l, ref);
+    if (rc != OPCOMMS_OK) return rc;
+    opc__log_meta_of(l, l->head_type, l->head, &m);
+    if (tried != 0 && m.kind == OPC__KIND_OUT) rc = opc__log_state(l, tried, &m);
+    if (rc != OPCOMMS_OK) return rc;
+    ref = opc__log_ref(ref, opc__log_message_bytes(l->head, l->head_body, l->crypt.tag));
+    l->live += opc__log_size_of(ref);
+    return l->owner.found != NULL ? l->owner.found(l->owner.user, m.uid, ref, &m) : OPCOMMS_OK;
 }
 
 /* Tells the owner of every message that is not over. */
@@ -10030,7 +10442,11 @@ OPC__FN opcomms_err opc__log_tell(opc__log *l, opc__log_scan *c, opcomms_error *
         uint64_t ref = opc__log_be48(e + 8);
         opcomms_err rc;
         if (ref == 0) continue;
-        rc = opc__log_tell_one(l, c, ref, opc__log_be48(e + 14));
+        if (l->crypt.tag == 0) {
+            rc = opc__log_tell_one(l, c, ref, opc__log_be48(e + 14));
+        } else {
+            rc = opc__log_tell_sealed(l, ref, opc__log_be48(e + 14));
+        }
         if (rc == OPCOMMS_OK) continue;
         (void)opc__err_set(err, rc, 0, "stored message");
         if (err != NULL) err->position = ref;
@@ -10048,8 +10464,18 @@ OPC__FN opcomms_err opc__log_begin_epoch(opc__log *l, opc__log_scan *c, int *os)
     if (rc == OPCOMMS_OK) rc = opc__log_slot_next(l, c, os);
     if (rc == OPCOMMS_OK && c->mend) rc = opc__log_slot_next(l, c, os);
     if (rc != OPCOMMS_OK) return rc;
+    l->active.tag = l->sealed.tag = l->crypt.tag;
     opc__log_batch_new(l, c->end);
     l->written = l->durable = c->end;
+    if (l->crypt.tag > 0) {
+        rc = opc__log_op(l, OPC__OP_SALT, OPC__LOG_SALT, OPC__LOG_ANY, &b, &at);
+        OPCOMMS_ASSERT(rc == OPCOMMS_OK);
+        if (l->plat->random(l->plat->user, b, OPC__LOG_SALT) != OPCOMMS_OK) {
+            return OPCOMMS_E_RANDOM;
+        }
+        rc = opc__log_salt_add(l, at, l->open_counter, b);
+        if (rc != OPCOMMS_OK) return rc;
+    }
     rc = opc__log_op(l, OPC__NOTE_OPENED, OPC__LOG_OPENED, OPC__LOG_ANY, &b, &at);
     OPCOMMS_ASSERT(rc == OPCOMMS_OK);
     memcpy(b, l->note, OPC__LOG_OPENED);
@@ -10074,12 +10500,17 @@ OPC__FN opcomms_err opc__log_load(opc__log *l, const opc__log_options *o, opcomm
     l->uid = o->uid_floor;
     l->weak = o->durability != 0;
     c.counter = o->counter_floor;
-    rc = opc__log_header(l, &c, o->key_hash, &os, err);
+    l->secret = &o->secret;
+    rc = opc__log_header(l, &c, o->key_hash, err);
+    l->secret = NULL;
     if (rc != OPCOMMS_OK) return rc;
     c.buf_cap = c.size < OPC__LOG_BATCH_MAX ? (size_t)c.size : OPC__LOG_BATCH_MAX;
     c.buf = (uint8_t *)opc__mem_raw(l->mem, c.buf_cap);
-    if (c.buf == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, "log");
-    rc = opc__log_recover(l, &c, err);
+    if (l->crypt.tag > 0) c.plain = (uint8_t *)opc__mem_raw(l->mem, c.buf_cap);
+    if (c.buf == NULL || (l->crypt.tag > 0 && c.plain == NULL)) {
+        rc = opc__err_set(err, OPCOMMS_E_NOMEM, 0, "log");
+    }
+    if (rc == OPCOMMS_OK) rc = opc__log_recover(l, &c, err);
     if (rc == OPCOMMS_OK) {
         rc = opc__log_begin_epoch(l, &c, &os);
         if (rc != OPCOMMS_OK) (void)opc__err_set(err, rc, os, "log header");
@@ -10091,6 +10522,7 @@ OPC__FN opcomms_err opc__log_load(opc__log *l, const opc__log_options *o, opcomm
     }
     opc__log_index_free(l->mem, &c, 0);
     opc__mem_free(l->mem, c.buf, c.buf_cap);
+    opc__mem_free_wiped(l->mem, c.plain, c.buf_cap);
     opc__mem_wipe(c.slot, sizeof c.slot); /* the salt */
     return rc;
 }
@@ -10138,6 +10570,7 @@ OPC__FN opcomms_err opc__log_open(const opc__log_options *o, opc__store **out,
     opcomms_err rc;
     if (l == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, "log");
     l->base.c = &c;
+    opc__seal_cipher_init(&l->cipher);
     l->plat = o->plat;
     l->mem = o->mem;
     l->dir = l->file = l->lock = OPCOMMS_NO_HANDLE;
@@ -10170,6 +10603,21 @@ OPC__FN opcomms_err opc__log_open(const opc__log_options *o, opc__store **out,
     }
     *out = &l->base;
     return OPCOMMS_OK;
+}
+
+/* Makes a log that was just opened what it shall be, by a compaction; before its owner uses it.
+   On failure it is as it was. */
+OPC__FN opcomms_err opc__log_convert(opc__store *s, opcomms_error *err) {
+    opc__log *l = opc__log_of(s);
+    opcomms_err rc = OPCOMMS_OK;
+    while (l->convert && rc == OPCOMMS_OK) {
+        int flush = 0;
+        rc = opc__log_compact(s, 1, &flush);
+        if (rc == OPCOMMS_OK && flush) rc = opc__log_flush_end(s, opc__log_flush_run(s));
+        if (rc == OPCOMMS_OK && l->convert && l->copy == NULL) rc = OPCOMMS_E_IO; /* given up */
+        if (rc == OPCOMMS_E_AGAIN) rc = OPCOMMS_E_UNSUPPORTED; /* by this owner */
+    }
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, l->os_code, "log: its encryption");
 }
 
 /* >>look ==== L2 ==== a log read without its peer: verified, listed, salvaged into a new one */
@@ -10471,7 +10919,10 @@ OPC__FN opcomms_err opc__look_batch(opc__look *k, uint64_t at, const uint8_t *p,
         uint32_t n = h != NULL ? opc__buf_be32(h + 4) : 0;
         body = opc__rd_bytes(&r, n);
         if (h == NULL || body == NULL) return OPCOMMS_E_LOG_DAMAGED;
-        rc = opc__look_op(k, h[0], body, n, at + (uint64_t)(h - p));
+        rc = opc__log_body(k->log, &k->c, p, h, at + (uint64_t)(h - p), &body, &n);
+        if (rc == OPCOMMS_OK && body != NULL) {
+            rc = opc__look_op(k, h[0], body, n, at + (uint64_t)(h - p));
+        }
     }
     if (rc != OPCOMMS_OK) return rc;
     return opc__rd_left(&r) == 0 ? OPCOMMS_OK : OPCOMMS_E_LOG_DAMAGED;
@@ -10569,7 +11020,7 @@ OPC__FN opcomms_err opc__look_survey(opc__look *k, uint64_t limit) {
         k->r.bad_parts++;
         k->r.bad_bytes += next - at;
         /* A batch older than the one before it was cut off once: nobody was shown what is in it. */
-        rc = older || k->notes_to != NULL ? OPCOMMS_OK : opc__look_pick(k, at, next);
+        rc = older || k->notes_to != NULL || k->log->blind ? OPCOMMS_OK : opc__look_pick(k, at, next);
         if (rc != OPCOMMS_OK) return rc;
         at = next;
     }
@@ -10581,6 +11032,7 @@ OPC__FN void opc__look_close(opc__look *k) {
     opc__look_free(k->mem, &k->tried);
     opc__log_index_free(k->mem, &k->c, 0);
     opc__mem_free(k->mem, k->c.buf, k->c.buf_cap);
+    opc__mem_free_wiped(k->mem, k->c.plain, k->c.buf_cap);
     if (k->log != NULL) opc__log_free(k->log);
     opc__mem_wipe(&k->c, sizeof k->c); /* the salt */
 }
@@ -10644,6 +11096,7 @@ OPC__FN void opc__look_head(opc__look *k) {
     k->floor = opc__buf_be64(s + 112);
     k->newer = k->r.minor > 1;
     if (k->c.mend) k->r.flags |= OPCOMMS_REPORT_HEADER;
+    if (k->log->crypt.tag > 0) k->r.flags |= OPCOMMS_REPORT_ENCRYPTED;
 }
 
 /* Fills in the report and the index. Fails as opening the log would; when it is damaged, everything
@@ -10655,13 +11108,18 @@ OPC__FN opcomms_err opc__look_run(opc__look *k, int whole, opcomms_error *err) {
     opcomms_err rc = l->plat->file_size(l->plat->user, l->file, &k->c.size, &os), rc2;
     if (rc != OPCOMMS_OK) return opc__err_set(err, rc, os, "log");
     k->r.bytes = k->c.size;
-    rc = opc__log_header(l, &k->c, NULL, &os, err);
+    rc = opc__log_header(l, &k->c, NULL, err);
     if (rc != OPCOMMS_OK) return rc;
     opc__look_head(k);
     if (k->c.slot_bytes == 0) return OPCOMMS_OK;
     k->c.buf_cap = k->c.size < OPC__LOG_BATCH_MAX ? (size_t)k->c.size : OPC__LOG_BATCH_MAX;
     k->c.buf = (uint8_t *)opc__mem_alloc(k->mem, k->c.buf_cap);
-    if (k->c.buf == NULL) return opc__err_set(err, OPCOMMS_E_NOMEM, 0, "log");
+    if (l->crypt.tag > 0 && !l->blind) {
+        k->c.plain = (uint8_t *)opc__mem_raw(k->mem, k->c.buf_cap);
+    }
+    if (k->c.buf == NULL || (k->c.plain == NULL && l->crypt.tag > 0 && !l->blind)) {
+        return opc__err_set(err, OPCOMMS_E_NOMEM, 0, "log");
+    }
     memset(&detail, 0, sizeof detail);
     rc = opc__log_row(l, &k->c, &detail);
     k->r.synced = k->c.synced;
@@ -10895,6 +11353,13 @@ OPC__FN opcomms_err opc__look_salvage(opc__look *k, const char *out, opcomms_err
     (void)plat->file_remove(plat->user, dir, n.lock, &os); /* nobody else knows this log */
     plat->dir_close(plat->user, dir);
     return rc;
+}
+
+/* What else is to be had from a log that was read needs its secret. */
+OPC__FN opcomms_err opc__look_blind(const opc__look *k, opcomms_err rc, opcomms_error *err) {
+    if (rc != OPCOMMS_OK && rc != OPCOMMS_E_LOG_DAMAGED) return rc;
+    if (k->log == NULL || !k->log->blind) return rc;
+    return opc__err_set(err, OPCOMMS_E_ENCRYPTED, 0, "log");
 }
 
 /* Hands out as much of the report as the caller has room for; passes rc on. */
@@ -20797,6 +21262,7 @@ OPCOMMS_API opcomms_err opcomms_log_dump(const char *path, opcomms_log_entry_fn 
     if (opc__plat_default() == NULL) return opc__err_set(err, OPCOMMS_E_UNSUPPORTED, 0, NULL);
     opc__key_default_mem(&mem);
     rc = opc__look_read(&k, opc__plat_default(), &mem, path, 1, err);
+    rc = opc__look_blind(&k, rc, err);
     for (i = 0; i < k.m.count; i++) {
         if (rc != OPCOMMS_OK && rc != OPCOMMS_E_LOG_DAMAGED) break;
         rc2 = opc__look_entry(&k, i, &e);
@@ -20829,6 +21295,7 @@ OPCOMMS_API opcomms_err opcomms_log_repair(const char *path, const char *out_pat
     opc__key_default_mem(&mem);
     rc = opc__look_open(&k, opc__plat_default(), &mem, path, 1, err);
     if (rc == OPCOMMS_OK) rc = opc__look_run(&k, 1, err);
+    rc = opc__look_blind(&k, rc, err);
     if (rc == OPCOMMS_OK || (rc == OPCOMMS_E_LOG_DAMAGED && k.c.buf != NULL)) {
         rc = opc__look_salvage(&k, out_path, err);
     }
