@@ -146,7 +146,7 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
             allow routes                      path of a list, or the list itself, or allow_all
             durability                        always, interval or never
             protocol                          v0.5.0 or newer
-            memory_store no_listen no_resumption tarpc_only native_only
+            memory_store no_listen no_resumption tarpc_only native_only encrypt_log
                                               true or false: bits of cfg.flags
             sync_interval_ms handshake_timeout_ms idle_timeout_ms send_timeout_ms
             retry_min_ms retry_max_ms         milliseconds
@@ -242,7 +242,12 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
     - The native protocol changes nothing of that: the same handshake, identities, lists and limits.
       The allow list is asked again for each batch of frames, the routing table for each channel and
       message. A listed peer can fill what queue_depth_max, window_bytes and streams_max grant it.
-    - The log is not encrypted; its mode is 0600. Payloads and keys never reach the log callback.
+    - The log's mode is 0600. With OPCOMMS_ENCRYPT_LOG or cfg.log_password it is encrypted: what a
+      message says, who sent it and to whom, numbers seen and the caller's state. Lengths, kinds and
+      the order of what is stored are seen by whoever has the file, and the identity that owns it.
+      Whoever can write to it cannot change or move an operation unnoticed, but can cut the log or
+      put an older one in its place. A log that was in the clear leaves its bytes on the disk, in
+      blocks that are no file any more. Payloads and keys never reach the log callback.
     - A key under a password is as safe as the password: whoever has the file can guess, and a guess
       costs what opening it costs, 600 000 iterations of PBKDF2 unless another count was asked for.
       The form has no authentication. A wrong password shows by the padding and the outline of what
@@ -666,6 +671,8 @@ typedef enum opcomms_durability {
 #define OPCOMMS_NO_RESUMPTION 8u /* every connection makes a full handshake */
 #define OPCOMMS_TARPC_ONLY 16u   /* never the native protocol */
 #define OPCOMMS_NATIVE_ONLY 32u  /* opcomms_send and the outbox: never tarpc */
+#define OPCOMMS_ENCRYPT_LOG 64u  /* under the private key; see log_password for one of its own */
+#define OPCOMMS_DECRYPT_LOG 128u /* an encrypted log is in the clear from now on */
 
 #define OPCOMMS_LOG_ERROR 1
 #define OPCOMMS_LOG_WARNING 2
@@ -735,6 +742,15 @@ typedef struct opcomms_config {
     uint64_t message_bytes_max; /* native: largest message; default and most OPCOMMS_MAX_FRAME */
     opcomms_event_fn event;
     void *event_user;
+    /* Encryption of the log. With OPCOMMS_ENCRYPT_LOG under the private key, else with log_password
+       under that password, else not at all. A log that is otherwise is written anew by opcomms_new,
+       which needs what it was under so far; an encrypted one for which nothing is set here is
+       refused, OPCOMMS_E_ENCRYPTED; so is a wrong password, OPCOMMS_E_PASSWORD. Each opening costs
+       what an encrypted key costs. */
+    opcomms_password_fn log_password;
+    void *log_password_user;
+    opcomms_password_fn log_password_new; /* the password from now on; log_password tells the old */
+    void *log_password_new_user;
 } opcomms_config;
 
 #define OPCOMMS_UNLIMITED 0xffffffffu /* rate_capacity: requests are not counted */
@@ -1194,6 +1210,9 @@ typedef struct opcomms_log_report {
 #define OPCOMMS_REPORT_HEADER 8u /* one of the header's two copies is damaged: opening mends that */
 #define OPCOMMS_REPORT_ENCRYPTED 16u /* without its secret only batches can be looked at: what
                                         counts messages and notes is 0 then */
+
+/* An encrypted log: verify looks at its batches, which need no secret; dump and repair return
+   OPCOMMS_E_ENCRYPTED. */
 
 /* Reads a log and checks everything in it, as opening would and beyond: OPCOMMS_OK says that a peer
    opens it and can hand out all that is unread. Changes nothing and takes no lock, so a peer may
@@ -7890,8 +7909,8 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
        0  "OPCLOG\r\n"                       80  salt, 32 random bytes
        8  major 1, minor 1: 2 + 2 bytes     112  number floor: 8
       12  slot size S, 512: 4               120  synced: 8
-      16  sequence: 8                       128  encryption: key epoch 4, tag length 4,
-      24  open counter: 8                        length of the wrapped key 4, room for it 256;
+      16  sequence: 8                       128  encryption: key epoch 4, tag length 4 (16),
+      24  open counter: 8                        length of the wrapped key 4 (88), room for it 256;
       32  random number of this open: 8          all zero: not encrypted
       40  creation, seconds since 1970: 8   396  zero
       48  public key hash, 32 bytes       S - 4  CRC-32C of the S - 4 bytes before
@@ -7947,9 +7966,24 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
       14 opened    open counter 8, random 32, of which the first 8 are with it the name of this
                    opening (its epoch), and also stand in the slot. Written and synced before the
                    log is used
+      15 salt      32 random bytes; of an encrypted log only, see there
    Numbers rise from message to message, whatever their type. An operation of unknown type up to
    127 is skipped and kept; above that a reader which does not know it refuses the log. Bodies of
    types 1 to 8 and 12 never change. A newer major version is refused.
+
+   Encryption: there is a data key of 32 random bytes; the slot has it wrapped (its 88 bytes: see
+   section >>seal) under a password or the private key. The key epoch rises with each new data key.
+   Operations of type 15 are in the clear, and apply to all that lie behind, up to the next. One
+   begins the file, and each opening begins with one; its subkey is HKDF-SHA-256 of the data key,
+   with its 32 bytes and the open counter of its batch, 8, as the salt, and "opcomms log,
+   operations" as info. Of any other operation the 8 bytes of type, zeros and length are in the
+   clear; the body is ciphertext and then a tag of 16 bytes, which counts in its length:
+   ChaCha20-Poly1305 (RFC 8439) under the subkey, the nonce being the offset of the type byte, 8, and
+   4 zeros; the 8 bytes in the clear are the associated data. A compaction and a backup begin with a
+   salt of their own, so that no two bodies are encrypted by the same key and nonce: not those of a
+   tail that was cut, nor of a file restored, nor of two copies. The CRCs of a batch are over what
+   is in the file, so damage and torn tails are found without any key; the CRCs inside a body are
+   over what was encrypted. A tag that is wrong in a valid batch is damage.
 
    Space: zeros are written ahead of the batches and synced, so that a sync of a batch need not also
    commit a new file size; zeros behind the last batch are no tail.
@@ -9876,7 +9910,7 @@ OPC__FN opcomms_err opc__log_unlock(opc__log *l, const uint8_t *slot, opcomms_er
     const opc__log_secret *s = l->secret;
     const uint8_t *f = slot + 128;
     const char *why = NULL;
-    int changed = 1; /* the password is another one from now on */
+    int changed; /* the password is another one from now on */
     opcomms_err rc;
     if (memcmp(f, none, sizeof none) == 0) {
         if (s == NULL || s->want == OPC__LOG_CLEAR || s->want == OPC__LOG_DECRYPT) return OPCOMMS_OK;
@@ -9894,18 +9928,15 @@ OPC__FN opcomms_err opc__log_unlock(opc__log *l, const uint8_t *slot, opcomms_er
     if (s->want == OPC__LOG_CLEAR) return opc__err_set(err, OPCOMMS_E_ENCRYPTED, 0, "log");
     rc = opc__log_salt_room(l);
     if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, "log");
-    rc = opc__log_unwrap(l, slot, s->password, &why);
-    if (rc == OPCOMMS_E_PASSWORD && f[12] == OPC__SEAL_BY_PASSWORD && s->fresh != NULL) {
-        changed = 0;
-        rc = opc__log_unwrap(l, slot, s->fresh, &why);
-    }
+    rc = opc__log_unwrap(l, slot, s->fresh != NULL ? s->fresh : s->password, &why);
+    changed = rc == OPCOMMS_E_PASSWORD && f[12] == OPC__SEAL_BY_PASSWORD && s->fresh != NULL;
+    if (changed) rc = opc__log_unwrap(l, slot, s->password, &why);
     if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, why);
     if (s->want == OPC__LOG_DECRYPT) {
         l->convert = 1; /* and `next` is all zero */
         return OPCOMMS_OK;
     }
-    l->convert = s->want != f[12] ||
-                 (s->want == OPC__LOG_BY_PASSWORD && s->fresh != NULL && changed);
+    l->convert = s->want != f[12] || changed;
     if (!l->convert) return OPCOMMS_OK;
     return opc__log_crypt_new(l, slot + 48, opc__buf_be32(f) + 1, &l->next, err);
 }
@@ -12757,7 +12788,7 @@ enum {
     OPC__SETTINGS_PART  /* from 0 to 1 with decimals; checked only */
 };
 
-#define OPC__SETTINGS_KEYS 50u
+#define OPC__SETTINGS_KEYS 51u
 #define OPC__SETTINGS_GROUPS 4u
 #define OPC__SETTINGS_TEXTS 6u /* the address, three paths, two lists */
 
@@ -12802,6 +12833,7 @@ static const opc__settings_key opc__settings_keys[OPC__SETTINGS_KEYS] = {
     {"no_resumption", 0, OPC__SETTINGS_FLAG, OPC__SETTINGS_AT(flags), 0, OPCOMMS_NO_RESUMPTION},
     {"tarpc_only", 0, OPC__SETTINGS_FLAG, OPC__SETTINGS_AT(flags), 0, OPCOMMS_TARPC_ONLY},
     {"native_only", 0, OPC__SETTINGS_FLAG, OPC__SETTINGS_AT(flags), 0, OPCOMMS_NATIVE_ONLY},
+    {"encrypt_log", 0, OPC__SETTINGS_FLAG, OPC__SETTINGS_AT(flags), 0, OPCOMMS_ENCRYPT_LOG},
 #define OPC__SETTINGS_N(field, min, max) \
     { #field, 0, OPC__SETTINGS_U32, OPC__SETTINGS_AT(field), min, max }
     OPC__SETTINGS_N(sync_interval_ms, 1, 3600000),
@@ -21400,8 +21432,15 @@ OPC__FN opcomms_err opc__pub_config(const opcomms_config *cfg, opcomms_config *o
     memset(out, 0, sizeof *out);
     memcpy(out, cfg, cfg->size < sizeof *out ? cfg->size : sizeof *out);
     if (out->flags & ~(OPCOMMS_NO_BACKGROUND | OPCOMMS_MEMORY_STORE | OPCOMMS_NO_LISTEN |
-                       OPCOMMS_NO_RESUMPTION | OPCOMMS_TARPC_ONLY | OPCOMMS_NATIVE_ONLY)) {
+                       OPCOMMS_NO_RESUMPTION | OPCOMMS_TARPC_ONLY | OPCOMMS_NATIVE_ONLY |
+                       OPCOMMS_ENCRYPT_LOG | OPCOMMS_DECRYPT_LOG)) {
         return opc__err_set(err, OPCOMMS_E_INVAL, 0, "cfg.flags");
+    }
+    if (out->flags & (OPCOMMS_ENCRYPT_LOG | OPCOMMS_DECRYPT_LOG)
+            ? (out->flags & OPCOMMS_ENCRYPT_LOG && out->flags & OPCOMMS_DECRYPT_LOG) ||
+                  out->log_password_new != NULL
+            : out->log_password_new != NULL && out->log_password == NULL) {
+        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "cfg: encrypt or decrypt the log");
     }
     if (out->allow == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, "cfg.allow is required");
     if (out->routes == NULL) {
@@ -21563,6 +21602,33 @@ OPC__FN void opc__pub_switched(void *user, int done) {
     }
 }
 
+/* Opens the log with what the config says of its encryption, and makes it so. */
+OPC__FN opcomms_err opc__pub_open_log(opcomms_peer *p, opc__log_options *o, opcomms_error *err) {
+    const opcomms_config *cfg = &p->cfg;
+    opc__seal_ask ask, fresh;
+    uint8_t secret[32];
+    opcomms_err rc;
+    opc__seal_ask_init(&ask, cfg->log_password, cfg->log_password_user);
+    opc__seal_ask_init(&fresh, cfg->log_password_new, cfg->log_password_new_user);
+    opc__seal_secret(&p->key, secret);
+    o->secret.key = secret;
+    if (ask.password != NULL) o->secret.password = &ask;
+    if (fresh.password != NULL) o->secret.fresh = &fresh;
+    o->secret.want = cfg->flags & OPCOMMS_DECRYPT_LOG   ? OPC__LOG_DECRYPT
+                     : cfg->flags & OPCOMMS_ENCRYPT_LOG ? OPC__LOG_BY_KEY
+                     : ask.password != NULL             ? OPC__LOG_BY_PASSWORD
+                                                        : OPC__LOG_CLEAR;
+    rc = opc__log_open(o, &p->store, err);
+    opc__mem_wipe(secret, sizeof secret);
+    if (rc != OPCOMMS_OK || !opc__log_of(p->store)->convert) return rc;
+    rc = opc__log_convert(p->store, err);
+    if (rc == OPCOMMS_OK) {
+        opc__peer_say(p, OPCOMMS_LOG_INFO, "log: written anew, ",
+                      o->secret.want == OPC__LOG_DECRYPT ? "in the clear" : "encrypted");
+    }
+    return rc;
+}
+
 OPC__FN opcomms_err opc__pub_open_store(opcomms_peer *p, opcomms_error *err) {
     const opcomms_config *cfg = &p->cfg;
     char path[OPC__PATH_MAX];
@@ -21616,7 +21682,7 @@ OPC__FN opcomms_err opc__pub_open_store(opcomms_peer *p, opcomms_error *err) {
     p->mailbox.entries_max = 0x7fffffffu;
     p->mailbox.depth_max = 0x7fffffffu;
     p->mailbox.foreign_max = 0x7fffffffu;
-    rc = opc__log_open(&o, &p->store, err);
+    rc = opc__pub_open_log(p, &o, err);
     if (rc == OPCOMMS_OK && opc__log_of(p->store)->cut > 0) {
         char cut[24];
         opc__text_init(&t, cut, sizeof cut);

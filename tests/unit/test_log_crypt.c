@@ -123,12 +123,372 @@ TEST(a_private_key_gives_one_secret_whatever_the_order_of_its_primes) {
     CHECK(memcmp(a, b, 32) != 0);
 }
 
+/* ---- a log under a secret ---- */
+
+static fdisk disk, copy, image;
+static world w;
+static found f;
+static opcomms_error err;
+static uint8_t key_a[32] = {1}, key_b[32] = {2};
+
+/* A password that is a fixed text; NULL: nobody has one. */
+static int tell_password(void *user, char *buf, size_t cap) {
+    size_t n = user == NULL ? 0 : strlen((const char *)user);
+    if (user == NULL || n > cap) return -1;
+    memcpy(buf, user, n);
+    return (int)n;
+}
+
+static opc__seal_ask ask_a, ask_b;
+
+static void asks(void) {
+    opc__seal_ask_init(&ask_a, tell_password, (void *)(uintptr_t) "first");
+    opc__seal_ask_init(&ask_b, tell_password, (void *)(uintptr_t) "second");
+}
+
+static opc__log_secret under(int want, const uint8_t *key, const opc__seal_ask *password,
+                             const opc__seal_ask *fresh) {
+    opc__log_secret s;
+    s.want = want;
+    s.key = key;
+    s.password = password;
+    s.fresh = fresh;
+    s.iterations = 2;
+    return s;
+}
+
+static opc__log_secret by_key(void) { return under(OPC__LOG_BY_KEY, key_a, NULL, NULL); }
+
+static fd_file *log_file(fdisk *d) { return fd_find(d, "peer.log"); }
+
+static opcomms_err open_as(fdisk *d, opc__log_secret secret, opc__store **s) {
+    opc__log_options o = log_options(d);
+    o.secret = secret;
+    return log_open_with(&o, s, &f, &err);
+}
+
+static int contains(const fd_file *file, const void *p, size_t n) {
+    const uint8_t *at = file->cache, *end = file->cache + file->size - n;
+    for (; at <= end; at++) {
+        at = (const uint8_t *)memchr(at, ((const uint8_t *)p)[0], (size_t)(end - at) + 1);
+        if (at == NULL) return 0;
+        if (memcmp(at, p, n) == 0) return 1;
+    }
+    return 0;
+}
+
+/* The world's secrets: of senders, payloads, destinations, contexts, states. */
+static int shows(const fd_file *file) {
+    uint8_t p[32];
+    int i;
+    for (i = 0; i < w.n; i++) {
+        memset(p, w.m[i].tag, sizeof p);
+        if (contains(file, p, 16)) return 1;
+        msg_fill(p, w.m[i].tag, 0, sizeof p);
+        if (w.m[i].len >= 12 && contains(file, p, 12)) return 1;
+    }
+    memset(p, 3, sizeof p); /* of the note in world_group */
+    return contains(file, p, 16) || contains(file, "destination", 4) ||
+           contains(file, "what the caller", 6) || contains(file, "0100000000", 10);
+}
+
+static void begin(uint64_t seed, int durability, opc__log_secret secret) {
+    fd_clear(&disk);
+    world_init(&w, &disk, seed, durability);
+    w.o.secret = secret;
+    CHECK_EQ(world_open(&w), OPCOMMS_OK);
+}
+
+static void end(void) {
+    if (w.s != NULL) CHECK_EQ(w.s->c->close(w.s), OPCOMMS_OK);
+    w.s = NULL;
+    CHECK_EQ(w.bad, 0);
+    CHECK_EQ(mem.used, 0);
+}
+
+/* Message number n of the world. */
+static void put(int what, uint64_t len) {
+    uint64_t uid = 0, ref = 0, position = 0;
+    if (what == MSG_STREAM || what == MSG_OWN) w.number++;
+    CHECK_EQ(msg_put_as(w.s, what, (uint8_t)(w.n + 1), w.number, len, &uid, &ref, &position),
+             OPCOMMS_OK);
+    world_add(&w, what, len, uid, ref, position);
+}
+
+static void check_all(void) {
+    int i, right;
+    for (i = 0; i < w.n; i++) {
+        if (w.m[i].acked || w.m[i].gone) continue;
+        CHECK_EQ(msg_read(w.s, w.m[i].ref, w.m[i].tag, w.m[i].len, &right), OPCOMMS_OK);
+        CHECK(right);
+    }
+}
+
+static void compact(void) {
+    uint64_t was = w.compactions;
+    opcomms_err rc = OPCOMMS_OK;
+    while (rc == OPCOMMS_OK && w.compactions == was) {
+        int flush = 0;
+        rc = w.s->c->compact(w.s, 1, &flush);
+        if (rc == OPCOMMS_OK && flush) rc = w.s->c->flush_end(w.s, w.s->c->flush_run(w.s));
+    }
+    CHECK_EQ(rc, OPCOMMS_OK);
+}
+
+TEST(nothing_of_a_message_is_in_the_file_and_all_of_it_comes_back) {
+    int i, round;
+    begin(1, 0, by_key());
+    for (round = 0; round < 3; round++) {
+        for (i = 0; i < 40; i++) put(i % MSG_KINDS, i % 16 == 5 ? 40000 : 20 + (uint64_t)i * 7);
+        check_all(); /* from memory, as they were never written */
+        CHECK_EQ(w.s->c->flush_begin(w.s), OPCOMMS_OK);
+        check_all(); /* while they are written */
+        CHECK_EQ(w.s->c->flush_end(w.s, w.s->c->flush_run(w.s)), OPCOMMS_OK);
+        check_all();
+        for (i = 0; i < 9; i++) {
+            CHECK_EQ(world_try(&w), OPCOMMS_OK);
+            CHECK_EQ(world_group(&w), OPCOMMS_OK);
+            CHECK_EQ(world_ack(&w), OPCOMMS_OK);
+        }
+        CHECK_EQ(flush_rc(w.s), OPCOMMS_OK);
+        world_note(&w);
+        CHECK(!shows(log_file(&disk)));
+        compact();
+        check_all();
+        CHECK(!shows(log_file(&disk)));
+        CHECK_EQ(world_reopen(&w, round % 2), OPCOMMS_OK);
+        check_all();
+    }
+    CHECK(!shows(log_file(&disk)));
+    end();
+    begin(1, 0, under(OPC__LOG_CLEAR, NULL, NULL, NULL)); /* or what is looked for is not there */
+    for (i = 0; i < 8; i++) put(i % MSG_KINDS, 20);
+    CHECK_EQ(flush_rc(w.s), OPCOMMS_OK);
+    CHECK(shows(log_file(&disk)));
+    end();
+}
+
+TEST(a_log_cut_at_any_byte_opens_with_what_was_whole) {
+    opc__store *s = NULL;
+    uint64_t uid = 0, ref = 0, position = 0, whole[8];
+    size_t n, size;
+    int i, k, right;
+    fd_clear(&disk);
+    CHECK_EQ(open_as(&disk, by_key(), &s), OPCOMMS_OK);
+    whole[0] = s->c->written(s);
+    for (i = 1; i < 7; i++) { /* written, not synced */
+        CHECK_EQ(msg_put_as(s, i % 2 ? MSG_PLAIN : MSG_QUEUED, (uint8_t)i, 0, 10u * (unsigned)i,
+                            &uid, &ref, &position), OPCOMMS_OK);
+        CHECK_EQ(s->c->write(s), OPCOMMS_OK);
+        whole[i] = s->c->written(s);
+    }
+    log_abandon(s);
+    size = log_file(&disk)->size;
+    CHECK_EQ(size, whole[6]);
+    for (n = (size_t)whole[0]; n <= size; n++) {
+        fd_clear(&copy);
+        (void)fd_put(&copy, "peer.log", log_file(&disk)->cache, n);
+        CHECK_EQ(open_as(&copy, by_key(), &s), OPCOMMS_OK);
+        for (k = 0; k < 6 && whole[k + 1] <= n;) k++;
+        CHECK_EQ(f.count, k);
+        CHECK_EQ(f.wrong, 0);
+        for (i = 0; i < f.count; i++) {
+            CHECK_EQ(msg_read(s, f.ref[i], (uint8_t)(i + 1), 10u * (unsigned)(i + 1), &right),
+                     OPCOMMS_OK);
+            CHECK(right);
+        }
+        CHECK_EQ(s->c->close(s), OPCOMMS_OK);
+    }
+    for (n = 4096; n < whole[0]; n++) { /* below what was synced it is damage */
+        fd_clear(&copy);
+        (void)fd_put(&copy, "peer.log", log_file(&disk)->cache, n);
+        if (open_as(&copy, by_key(), &s) != OPCOMMS_OK) continue;
+        CHECK_EQ(f.count, 0); /* nothing was ever said to be stored */
+        CHECK_EQ(s->c->close(s), OPCOMMS_OK);
+    }
+    CHECK_EQ(mem.used, 0);
+}
+
+/* Seals the batch at `at` again, as its writer would: an attacker who read the salt. */
+static void forge(fd_file *file, size_t at) {
+    uint8_t *b = file->cache + at, *slot = file->cache + 2048;
+    uint32_t seed;
+    if (memcmp(slot, "OPCLOG", 6) != 0) slot = file->cache;
+    seed = opc__crc32c(0, slot + 80, 32);
+    opc__buf_put32(b + 8, 0);
+    opc__buf_put32(b + 44, opc__crc32c(seed, b, 44));
+    opc__buf_put32(b + 8, opc__crc32c(seed, b, opc__buf_be32(b + 4)));
+}
+
+TEST(a_bit_that_flips_is_damage_and_a_forged_checksum_does_not_hide_it) {
+    opc__store *s = NULL;
+    uint64_t uid = 0, ref = 0, position = 0;
+    size_t i, size, at = 0;
+    int k;
+    fd_clear(&disk);
+    CHECK_EQ(open_as(&disk, by_key(), &s), OPCOMMS_OK);
+    for (k = 1; k < 4; k++) {
+        at = (size_t)s->c->written(s);
+        CHECK_EQ(msg_put(s, 7, 20, &uid, &ref, &position), OPCOMMS_OK);
+        CHECK_EQ(flush_rc(s), OPCOMMS_OK);
+    }
+    CHECK_EQ(s->c->close(s), OPCOMMS_OK); /* one batch more, which says that all was synced */
+    size = log_file(&disk)->size - 48;
+    for (i = 4096; i < size; i++) {
+        fd_kill(&disk, &copy);
+        log_file(&copy)->cache[i] ^= 0x10;
+        CHECK_EQ(open_as(&copy, by_key(), &s), OPCOMMS_E_LOG_DAMAGED);
+        CHECK(err.position <= i && err.position + 300 > i);
+        CHECK_EQ(log_file(&copy)->size, log_file(&disk)->size);
+        log_file(&copy)->cache[i] ^= 0x10;
+        CHECK(memcmp(log_file(&copy)->cache, log_file(&disk)->cache, size) == 0);
+    }
+    for (i = at + 48; i < size; i++) { /* the last message; its type, its length, all of it */
+        fd_kill(&disk, &copy);
+        log_file(&copy)->cache[i] ^= 0x10;
+        forge(log_file(&copy), at);
+        CHECK_EQ(open_as(&copy, by_key(), &s), OPCOMMS_E_LOG_DAMAGED);
+        CHECK_EQ(err.position, at);
+    }
+    fd_kill(&disk, &copy); /* the same message of an earlier batch in its place */
+    memcpy(log_file(&copy)->cache + at + 48, log_file(&copy)->cache + at + 48 - (size - at),
+           size - at - 48);
+    forge(log_file(&copy), at);
+    CHECK_EQ(open_as(&copy, by_key(), &s), OPCOMMS_E_LOG_DAMAGED);
+    fd_kill(&disk, &copy); /* nothing forged */
+    forge(log_file(&copy), at);
+    CHECK_EQ(open_as(&copy, by_key(), &s), OPCOMMS_OK);
+    CHECK_EQ(f.count, 3);
+    CHECK_EQ(s->c->close(s), OPCOMMS_OK);
+    CHECK_EQ(mem.used, 0);
+}
+
+static void refused(opc__log_secret secret, opcomms_err want) {
+    opc__store *s = NULL;
+    fd_kill(&disk, &copy);
+    CHECK_EQ(open_as(&copy, secret, &s), want);
+    CHECK_EQ(log_file(&copy)->size, log_file(&disk)->size);
+    CHECK(memcmp(log_file(&copy)->cache, log_file(&disk)->cache, log_file(&disk)->size) == 0);
+    CHECK_EQ(mem.used, 0);
+}
+
+TEST(without_the_right_secret_a_log_is_refused_and_stays_as_it_is) {
+    opc__seal_ask nobody, empty;
+    uint8_t *slot;
+    asks();
+    opc__seal_ask_init(&nobody, tell_password, NULL);
+    opc__seal_ask_init(&empty, tell_password, (void *)(uintptr_t) "");
+    begin(1, 0, under(OPC__LOG_BY_PASSWORD, key_a, &ask_a, NULL));
+    put(MSG_PLAIN, 100);
+    end();
+    refused(under(OPC__LOG_CLEAR, key_a, &ask_a, NULL), OPCOMMS_E_ENCRYPTED);
+    refused(under(OPC__LOG_BY_PASSWORD, key_a, &ask_b, NULL), OPCOMMS_E_PASSWORD);
+    refused(under(OPC__LOG_BY_PASSWORD, key_a, &ask_b, &ask_b), OPCOMMS_E_PASSWORD);
+    refused(under(OPC__LOG_BY_PASSWORD, key_a, &nobody, NULL), OPCOMMS_E_ENCRYPTED);
+    refused(under(OPC__LOG_BY_PASSWORD, key_a, &ask_a, &empty), OPCOMMS_E_PASSWORD);
+    refused(under(OPC__LOG_BY_KEY, key_a, NULL, NULL), OPCOMMS_E_ENCRYPTED);
+    refused(under(OPC__LOG_DECRYPT, key_a, &ask_b, NULL), OPCOMMS_E_PASSWORD);
+    slot = log_file(&disk)->cache + 2048;
+    if (memcmp(slot, "OPCLOG", 6) != 0) slot -= 2048;
+    slot[128 + 12 + 1] = 2; /* another cipher, by a newer version */
+    opc__buf_put32(slot + 508, opc__crc32c(0, slot, 508));
+    refused(under(OPC__LOG_BY_PASSWORD, key_a, &ask_a, NULL), OPCOMMS_E_LOG_VERSION);
+    slot[128 + 12 + 1] = 1;
+    opc__buf_put32(slot + 128 + 12 + 4, 10000001); /* it would keep us busy */
+    opc__buf_put32(slot + 508, opc__crc32c(0, slot, 508));
+    refused(under(OPC__LOG_BY_PASSWORD, key_a, &ask_a, NULL), OPCOMMS_E_LOG_VERSION);
+    begin(1, 0, by_key());
+    put(MSG_PLAIN, 100);
+    end();
+    refused(under(OPC__LOG_CLEAR, NULL, NULL, NULL), OPCOMMS_E_ENCRYPTED);
+    refused(under(OPC__LOG_BY_KEY, key_b, NULL, NULL), OPCOMMS_E_PASSWORD);
+    refused(under(OPC__LOG_BY_PASSWORD, NULL, &ask_a, NULL), OPCOMMS_E_ENCRYPTED);
+    refused(under(OPC__LOG_BY_PASSWORD, key_a, &nobody, NULL), OPCOMMS_E_PASSWORD);
+    fd_clear(&disk); /* and a new one without a password is not begun */
+    w.o.secret = under(OPC__LOG_BY_PASSWORD, key_a, &empty, NULL);
+    CHECK_EQ(log_open_with(&w.o, &w.s, &w.f, &err), OPCOMMS_E_PASSWORD);
+    CHECK_EQ(log_file(&disk)->size, 0);
+    CHECK_EQ(mem.used, 0);
+}
+
+/* How a log can be, and the secrets that open it without changing it. */
+static opc__log_secret state(int i) {
+    static const int want[4] = {OPC__LOG_CLEAR, OPC__LOG_BY_KEY, OPC__LOG_BY_PASSWORD,
+                                OPC__LOG_BY_PASSWORD};
+    return under(want[i], key_a, i < 2 ? NULL : i == 2 ? &ask_a : &ask_b, NULL);
+}
+
+/* The secrets that make it another one. */
+static opc__log_secret change(int from, int to) {
+    opc__log_secret s = state(to);
+    if (from >= 2) s.password = from == 2 ? &ask_a : &ask_b;
+    if (to >= 2 && from != to) s.fresh = to == 2 ? &ask_a : &ask_b;
+    if (to == 0) s.want = OPC__LOG_DECRYPT;
+    return s;
+}
+
+static uint32_t key_epoch(fdisk *d) {
+    const uint8_t *c = log_file(d)->cache;
+    int second = opc__log_slot_valid(c + 2048) &&
+                 (!opc__log_slot_valid(c) || opc__buf_be64(c + 2064) > opc__buf_be64(c + 16));
+    return opc__buf_be32(c + (second ? 2048 : 0) + 128);
+}
+
+TEST(a_log_becomes_encrypted_or_not_or_under_another_secret_and_keeps_everything) {
+    int from, to, i;
+    asks();
+    for (from = 0; from < 4; from++) {
+        for (to = 0; to < 4; to++) {
+            uint32_t epoch;
+            begin((uint64_t)(from * 4 + to), 0, state(from));
+            for (i = 0; i < 20; i++) {
+                put(i % MSG_KINDS, i % 16 == 5 ? 40000 : 30);
+                if (i % 7 == 0) CHECK_EQ(world_reopen(&w, 1), OPCOMMS_OK);
+            }
+            CHECK_EQ(world_try(&w), OPCOMMS_OK);
+            CHECK_EQ(world_ack(&w), OPCOMMS_OK);
+            epoch = key_epoch(&disk);
+            CHECK_EQ(epoch != 0, from != 0);
+            w.o.secret = change(from, to);
+            CHECK_EQ(world_reopen(&w, 1), OPCOMMS_OK);
+            CHECK_EQ(opc__log_of(w.s)->convert, from != to);
+            CHECK_EQ(opc__log_convert(w.s, &err), OPCOMMS_OK);
+            CHECK_EQ(w.compactions, from != to);
+            CHECK_EQ(key_epoch(&disk), to == 0 ? 0 : epoch + (from != to));
+            check_all();
+            CHECK_EQ(shows(log_file(&disk)), to == 0);
+            put(MSG_QUEUED, 50);
+            CHECK_EQ(world_reopen(&w, 1), OPCOMMS_OK); /* the same config again changes nothing */
+            CHECK_EQ(opc__log_of(w.s)->convert, 0);
+            CHECK_EQ(shows(log_file(&disk)), to == 0);
+            w.o.secret = state(to);
+            CHECK_EQ(world_reopen(&w, 1), OPCOMMS_OK);
+            CHECK_EQ(opc__log_of(w.s)->convert, 0);
+            check_all();
+            end();
+            if (from == 0 || from == to || to < 2) continue; /* others hold what opens it */
+            refused(state(from), from == 1 ? OPCOMMS_E_ENCRYPTED : OPCOMMS_E_PASSWORD);
+        }
+    }
+}
+
 int main(void) {
     pool_init();
+    fd_init(&disk, 1);
+    fd_init(&copy, 2);
+    fd_init(&image, 3);
     RUN(the_cipher_is_that_of_rfc_8439_2_8_2);
     RUN(keys_are_derived_by_hkdf_of_rfc_5869_a_1_and_a_2);
     RUN(a_wrapped_key_comes_out_by_the_same_secret_only_and_by_no_byte_changed);
     RUN(a_private_key_gives_one_secret_whatever_the_order_of_its_primes);
+    RUN(nothing_of_a_message_is_in_the_file_and_all_of_it_comes_back);
+    RUN(a_log_cut_at_any_byte_opens_with_what_was_whole);
+    RUN(a_bit_that_flips_is_damage_and_a_forged_checksum_does_not_hide_it);
+    RUN(without_the_right_secret_a_log_is_refused_and_stays_as_it_is);
+    RUN(a_log_becomes_encrypted_or_not_or_under_another_secret_and_keeps_everything);
+    fd_free(&disk);
+    fd_free(&copy);
+    fd_free(&image);
     pool_end();
     return test_end();
 }

@@ -205,11 +205,13 @@ TEST(flags_set_and_clear_their_bit_alone) {
                  {"no_listen", OPCOMMS_NO_LISTEN},
                  {"no_resumption", OPCOMMS_NO_RESUMPTION},
                  {"tarpc_only", OPCOMMS_TARPC_ONLY},
-                 {"native_only", OPCOMMS_NATIVE_ONLY}};
+                 {"native_only", OPCOMMS_NATIVE_ONLY},
+                 {"encrypt_log", OPCOMMS_ENCRYPT_LOG}};
     size_t i;
     for (i = 0; i < sizeof flags / sizeof flags[0]; i++) {
         uint32_t all = OPCOMMS_NO_BACKGROUND | OPCOMMS_MEMORY_STORE | OPCOMMS_NO_LISTEN |
-                       OPCOMMS_NO_RESUMPTION | OPCOMMS_TARPC_ONLY | OPCOMMS_NATIVE_ONLY;
+                       OPCOMMS_NO_RESUMPTION | OPCOMMS_TARPC_ONLY | OPCOMMS_NATIVE_ONLY |
+                       OPCOMMS_ENCRYPT_LOG;
         opcomms_config cfg;
         opcomms_settings *s;
         char text[64];
