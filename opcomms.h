@@ -201,6 +201,8 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
 8  LOG FORMAT
     Written out byte by byte at the top of section >>log.
     opcomms_log_verify, _dump and _repair read a log without its peer (section >>look).
+    What is over goes when it is more than half of the log: what is left is copied to a new file,
+    piece by piece while the peer works, which needs that much room on the disk for a while.
 
 9  THREADS, LIFETIME, OWNERSHIP
     Every function may be called from any thread unless its comment says otherwise. A peer with a
@@ -8267,9 +8269,9 @@ OPC__FN uint64_t opc__log_size_of(uint64_t ref) {
 
 /* All that a message takes, by its operation's body and its head. */
 OPC__FN uint64_t opc__log_message_bytes(const uint8_t *head, uint64_t body, uint32_t tag) {
-    uint32_t frags = opc__buf_be32(head + 72);
-    return 8 + body + tag +
-           (frags > 0 ? opc__buf_be64(head + 48) + (16 + tag) * (uint64_t)frags : 0);
+    uint64_t frags = opc__buf_be32(head + 72), bytes = opc__buf_be64(head + 48);
+    if (bytes > frags * OPC__FRAG_BYTES) bytes = frags * OPC__FRAG_BYTES; /* whatever it says */
+    return 8 + body + tag + bytes + (16 + (uint64_t)tag) * frags;
 }
 
 OPC__FN opcomms_err opc__log_poison(opc__log *l, opcomms_err rc) {

@@ -305,7 +305,8 @@ FUZZ_FN opcomms_err fuzz_file_sync(void *user, intptr_t file, int *os) {
 }
 FUZZ_FN void fuzz_file_close(void *user, intptr_t file) {
     (void)user;
-    fuzz_at(file)->locked = 0;
+    FUZZ_CHECK(file >= 0 && file < FUZZ_FILES);
+    fuzz_the_disk.file[file].locked = 0; /* it may have been replaced since it was opened */
 }
 FUZZ_FN opcomms_err fuzz_file_remove(void *user, intptr_t dir, const char *name, int *os) {
     fuzz_file *f = fuzz_find(name);

@@ -465,6 +465,43 @@ static void fuzz_log_again(opc__mem *mem, opc__store *s, const uint8_t key[32], 
     FUZZ_CHECK(t->c->close(t) == OPCOMMS_OK);
 }
 
+static int fuzz_log_live(void *user, uint64_t uid) {
+    const fuzz_log_content *c = (const fuzz_log_content *)user;
+    size_t i;
+    for (i = 0; i < c->count; i++) {
+        if (c->m[i].uid == uid) return 1;
+    }
+    return 0;
+}
+
+/* Compacted: the same messages, or given up and the same messages. */
+static void fuzz_log_compact(opc__mem *mem, const uint8_t key[32], int durability,
+                             const fuzz_log_content *was) {
+    static fuzz_log_content now;
+    opc__store *s = NULL;
+    opcomms_error err;
+    opcomms_err rc = OPCOMMS_OK;
+    int flush = 0;
+    size_t i;
+    FUZZ_CHECK(fuzz_log_open(mem, key, durability, &now, &s, &err) == OPCOMMS_OK);
+    opc__log_of(s)->owner.live = fuzz_log_live; /* its user is &now */
+    for (i = 0; rc == OPCOMMS_OK && !flush && i < 60; i++) rc = s->c->compact(s, 1, &flush);
+    FUZZ_CHECK(rc == OPCOMMS_OK || rc == OPCOMMS_E_LOG_DAMAGED || rc == OPCOMMS_E_LIMIT);
+    if (flush) FUZZ_CHECK(s->c->flush_end(s, s->c->flush_run(s)) == OPCOMMS_OK);
+    FUZZ_CHECK(s->c->close(s) == OPCOMMS_OK);
+    FUZZ_CHECK(fuzz_find("log.new") == NULL);
+    FUZZ_CHECK(fuzz_log_open(mem, key, durability, &now, &s, &err) == OPCOMMS_OK);
+    fuzz_log_read(s, &now);
+    FUZZ_CHECK(now.count == was->count);
+    for (i = 0; i < now.count; i++) {
+        const fuzz_log_message *a = &was->m[i], *b = &now.m[i];
+        FUZZ_CHECK(a->uid == b->uid && a->bytes == b->bytes && a->kind == b->kind);
+        FUZZ_CHECK(a->attempts == b->attempts && a->damaged == b->damaged);
+        if (!a->damaged) FUZZ_CHECK(a->readable == b->readable);
+    }
+    FUZZ_CHECK(s->c->close(s) == OPCOMMS_OK);
+}
+
 /* Without its peer: changes nothing, says what opening will, finds as many messages; and what a
    salvage saves is all that is unread. */
 static void fuzz_log_look(opc__mem *mem, const fuzz_buf *before, opcomms_err expected,
@@ -560,6 +597,7 @@ static void fuzz_log(const uint8_t *data, size_t size) {
             fuzz_log_equal(&want, &got, 0);
             fuzz_log_read(s, &got);
             fuzz_log_again(&mem, s, key, data[4] % 3, &got);
+            fuzz_log_compact(&mem, key, data[4] % 3, &got);
             s = NULL;
         }
     }
