@@ -472,6 +472,338 @@ TEST(a_log_becomes_encrypted_or_not_or_under_another_secret_and_keeps_everything
     }
 }
 
+/* While a log is made another one every call of the disk fails once: it is then one or the other,
+   whole, and opens by the secrets it was to be changed with. */
+TEST(a_change_that_fails_anywhere_leaves_one_log_or_the_other_and_nothing_is_lost) {
+    uint64_t n, failed = 0;
+    asks();
+    for (n = 1;; n++) {
+        int i, done, from = (int)(n % 4), to = (int)(n / 4 % 4);
+        opcomms_err rc;
+        if (from == to) to = (to + 1) % 4;
+        begin(n, 0, state(from));
+        for (i = 0; i < 8; i++) put(i % MSG_KINDS, i == 5 ? 20000 : 30);
+        CHECK_EQ(w.s->c->close(w.s), OPCOMMS_OK);
+        w.s = NULL;
+        for (i = 0; i < w.n; i++) w.m[i].durable = 1;
+        w.o.secret = change(from, to);
+        disk.calls = 0;
+        disk.fail_at = n;
+        disk.fail_partly = (int)(n & 1);
+        disk.rename_lies = (int)(n & 2);
+        rc = log_open_with(&w.o, &w.s, &w.f, &err);
+        if (rc == OPCOMMS_OK) {
+            world_settle(&w);
+            rc = opc__log_convert(w.s, &err);
+            log_abandon(w.s);
+        }
+        done = disk.calls < n;
+        CHECK(rc == OPCOMMS_OK || !done);
+        failed += rc != OPCOMMS_OK;
+        disk.fail_at = 0;
+        disk.rename_lies = 0;
+        CHECK_EQ(world_open(&w), OPCOMMS_OK);
+        CHECK_EQ(opc__log_convert(w.s, &err), OPCOMMS_OK);
+        check_all();
+        CHECK_EQ(shows(log_file(&disk)), to == 0);
+        end();
+        if (done) break;
+    }
+    CHECK(failed > 20);
+}
+
+TEST(a_backup_opens_by_the_same_secret_and_shows_nothing) {
+    int i;
+    opcomms_err rc;
+    begin(5, 0, by_key());
+    for (i = 0; i < 20; i++) put(i % MSG_KINDS, i == 5 ? 40000 : 30);
+    CHECK_EQ(world_ack(&w), OPCOMMS_OK);
+    CHECK_EQ(flush_rc(w.s), OPCOMMS_OK);
+    CHECK_EQ(w.s->c->backup(w.s, "dir/copy.log"), OPCOMMS_OK);
+    do {
+        int flush = 0;
+        rc = w.s->c->compact(w.s, 0, &flush);
+        if (flush) CHECK_EQ(w.s->c->flush_end(w.s, w.s->c->flush_run(w.s)), OPCOMMS_OK);
+    } while (rc == OPCOMMS_OK && w.s->c->backup(w.s, NULL) == OPCOMMS_E_AGAIN);
+    CHECK_EQ(w.s->c->backup(w.s, NULL), OPCOMMS_OK);
+    world_note(&w);
+    CHECK(!shows(fd_find(&disk, "copy.log")));
+    CHECK(w.s->c->close(w.s) == OPCOMMS_OK);
+    for (i = 0; i < w.n; i++) w.m[i].durable = 1;
+    w.o.path = "dir/copy.log";
+    w.opened = 0;
+    CHECK_EQ(world_open(&w), OPCOMMS_OK);
+    check_all();
+    end();
+    CHECK_EQ(open_as(&disk, under(OPC__LOG_BY_KEY, key_b, NULL, NULL), &w.s), OPCOMMS_E_PASSWORD);
+}
+
+/* ---- what must never come twice ---- */
+
+#define SALTS_MAX 2000
+static uint8_t salts[SALTS_MAX][32];
+static int salts_count;
+
+/* The salts in a file, by the manual; those not seen yet are added. How many it has. */
+static int salts_of(fd_file *file) {
+    const uint8_t *p = file->cache;
+    size_t at = 4096, op;
+    int n = 0, i;
+    while (at + 48 <= file->size && memcmp(p + at, "OPCB", 4) == 0) {
+        size_t stop = at + opc__buf_be32(p + at + 4);
+        if (stop > file->size) break;
+        for (op = at + 48; op < stop; op += 8 + opc__buf_be32(p + op + 4)) {
+            if (p[op] != 15) continue;
+            n++;
+            CHECK_EQ(opc__buf_be32(p + op + 4), 32);
+            for (i = 0; i < salts_count; i++) {
+                if (memcmp(salts[i], p + op + 8, 32) == 0) break;
+            }
+            if (i == salts_count && i < SALTS_MAX) memcpy(salts[salts_count++], p + op + 8, 32);
+        }
+        at = stop;
+    }
+    return n;
+}
+
+TEST(each_opening_and_each_copy_has_its_own_key_and_many_openings_make_a_compaction) {
+    uint64_t was;
+    int i, before, n = 0;
+    salts_count = 0;
+    begin(1, 0, by_key());
+    w.o.dead_bytes_min = UINT64_MAX >> 1;
+    for (i = 0; i < 400 && w.compactions == 0; i++) {
+        int flush = 0;
+        opcomms_err rc = OPCOMMS_OK;
+        before = salts_count;
+        n = salts_of(log_file(&disk));
+        CHECK_EQ(salts_count, before + 1); /* this opening's */
+        CHECK_EQ(n, i + 1);
+        CHECK_EQ(opc__log_of(w.s)->salts, i + 1);
+        if (i < 250 || i % 3 == 0) put(i % MSG_KINDS, 5);
+        CHECK_EQ(flush_rc(w.s), OPCOMMS_OK);
+        world_note(&w);
+        while (rc == OPCOMMS_OK && w.compactions == 0) {
+            rc = w.s->c->compact(w.s, 0, &flush);
+            if (flush) CHECK_EQ(w.s->c->flush_end(w.s, w.s->c->flush_run(w.s)), OPCOMMS_OK);
+        }
+        CHECK_EQ(w.compactions, i + 1 > 256);
+        if (w.compactions == 0) CHECK_EQ(world_reopen(&w, i % 2), OPCOMMS_OK);
+    }
+    CHECK_EQ(n, 257);
+    before = salts_count;
+    CHECK_EQ(salts_of(log_file(&disk)), 1);
+    CHECK_EQ(salts_count, before + 1); /* the compaction's */
+    check_all();
+    CHECK_EQ(world_reopen(&w, 1), OPCOMMS_OK);
+    check_all();
+    CHECK_EQ(salts_of(log_file(&disk)), 2);
+    was = w.compactions;
+    compact();
+    CHECK_EQ(w.compactions, was + 1);
+    before = salts_count;
+    CHECK_EQ(salts_of(log_file(&disk)), 1);
+    CHECK_EQ(salts_count, before + 1);
+    end();
+}
+
+TEST(what_is_written_over_a_cut_tail_is_under_another_key) {
+    uint8_t first[200];
+    opc__store *s = NULL;
+    uint64_t uid = 0, ref = 0, position = 0, at;
+    int i;
+    fd_clear(&disk);
+    CHECK_EQ(open_as(&disk, by_key(), &s), OPCOMMS_OK);
+    CHECK_EQ(s->c->close(s), OPCOMMS_OK);
+    for (i = 0; i < 2; i++) { /* two lives from one file: a snapshot that is restored */
+        fd_kill(&disk, &copy);
+        copy.rng = (uint64_t)i + 77;
+        CHECK_EQ(open_as(&copy, by_key(), &s), OPCOMMS_OK);
+        at = s->c->written(s);
+        CHECK_EQ(msg_put(s, 7, 100, &uid, &ref, &position), OPCOMMS_OK);
+        CHECK_EQ(flush_rc(s), OPCOMMS_OK);
+        CHECK(log_file(&copy)->size >= at + 56 + sizeof first);
+        if (i == 0) {
+            memcpy(first, log_file(&copy)->cache + at + 56, sizeof first);
+        } else {
+            size_t k, same = 0;
+            for (k = 0; k < sizeof first; k++) {
+                same += first[k] == log_file(&copy)->cache[at + 56 + k];
+            }
+            CHECK(same < 20); /* of equal plaintext at the same place: by chance only */
+        }
+        log_abandon(s);
+    }
+}
+
+/* ---- power cuts ---- */
+
+static uint64_t images, cut_rng;
+
+static void on_change(void *user, fdisk *d, int kind) {
+    opc__store *s = NULL;
+    static found shown;
+    opc__log_options o = w.o;
+    (void)user;
+    (void)kind;
+    if (fd_below(&cut_rng, 3) != 0) return;
+    images++;
+    fd_cut(d, &image, fd_below(&cut_rng, 3) == 0 ? 4096 : 512, (int)fd_below(&cut_rng, FD_CUTS),
+           &cut_rng);
+    o.plat = &image.plat;
+    if (log_open_with(&o, &s, &shown, &err) != OPCOMMS_OK) {
+        printf("%s\n", err.text);
+        world_bad(&w, "a power cut is taken for damage at", err.position);
+        return;
+    }
+    world_check(&w, fd_below(&cut_rng, 4) == 0 ? s : NULL, &shown);
+    log_abandon(s);
+}
+
+TEST(what_was_durable_survives_power_cuts_when_it_is_encrypted) {
+    uint64_t seed, switched = 0;
+    int i;
+    for (seed = 1; seed <= 8; seed++) {
+        fd_clear(&disk);
+        disk.rng = cut_rng = seed;
+        disk.write_most = seed % 4 == 0 ? 700 : 0;
+        world_init(&w, &disk, seed, (int)(seed % 3));
+        w.o.secret = by_key();
+        w.o.ahead_bytes = seed % 4 < 2 ? 16384 : 0;
+        CHECK_EQ(world_open(&w), OPCOMMS_OK);
+        disk.hook = on_change;
+        for (i = 0; i < 60 && w.s != NULL && w.bad == 0; i++) CHECK_EQ(world_step(&w), OPCOMMS_OK);
+        disk.hook = NULL;
+        CHECK(!shows(log_file(&disk)));
+        switched += w.compactions;
+        end();
+    }
+    CHECK(images > 500);
+    CHECK(switched > 5);
+}
+
+/* ---- without its peer ---- */
+
+TEST(verify_looks_at_batches_and_needs_no_secret) {
+    opc__look k;
+    size_t size;
+    int i;
+    begin(3, 0, by_key());
+    for (i = 0; i < 12; i++) put(i % MSG_KINDS, 30);
+    end();
+    CHECK_EQ(opc__look_read(&k, &disk.plat, &mem, "dir/peer.log", 0, &err), OPCOMMS_OK);
+    CHECK_EQ(k.r.flags, OPCOMMS_REPORT_ENCRYPTED | OPCOMMS_REPORT_CLOSED);
+    CHECK(k.r.batches >= 3);
+    CHECK_EQ(k.r.messages, 0);
+    CHECK_EQ(opc__look_blind(&k, OPCOMMS_OK, &err), OPCOMMS_E_ENCRYPTED);
+    opc__look_close(&k);
+    size = log_file(&disk)->size;
+    for (i = 4096; (size_t)i < size; i += 13) {
+        opcomms_err rc;
+        log_file(&disk)->cache[i] ^= 1;
+        rc = opc__look_read(&k, &disk.plat, &mem, "dir/peer.log", 0, &err);
+        /* the last batch only says that all was synced */
+        CHECK_EQ(rc, (size_t)i < size - 48 ? OPCOMMS_E_LOG_DAMAGED : OPCOMMS_OK);
+        CHECK(k.r.flags & OPCOMMS_REPORT_ENCRYPTED);
+        opc__look_close(&k);
+        log_file(&disk)->cache[i] ^= 1;
+    }
+    CHECK_EQ(mem.used, 0);
+}
+
+/* ---- by the config ---- */
+
+static opcomms_config cfg;
+
+static opcomms_err open_peer(uint32_t flags, const char *password, const char *password_new,
+                             opcomms_peer **p) {
+    cfg.flags = OPCOMMS_NO_BACKGROUND | OPCOMMS_NO_LISTEN | flags;
+    cfg.log_password = password != NULL ? tell_password : NULL;
+    cfg.log_password_user = (void *)(uintptr_t)password;
+    cfg.log_password_new = password_new != NULL ? tell_password : NULL;
+    cfg.log_password_new_user = (void *)(uintptr_t)password_new;
+    *p = NULL;
+    return opcomms_new(&cfg, p, &err);
+}
+
+/* A state record of the caller goes from opening to opening. */
+static void check_peer(uint32_t flags, const char *password, const char *password_new, int dark) {
+    static const char mark[] = "a state that nobody else shall read";
+    opcomms_peer *p = NULL;
+    uint8_t state[64];
+    size_t n = 0;
+    CHECK_EQ(open_peer(flags, password, password_new, &p), OPCOMMS_OK);
+    if (p == NULL) {
+        printf("%s\n", err.text);
+        return;
+    }
+    CHECK_EQ(opcomms_get_state(p, state, sizeof state, &n), OPCOMMS_OK);
+    CHECK_EQ(n, sizeof mark);
+    CHECK(n != sizeof mark || memcmp(state, mark, n) == 0);
+    opcomms_free(p);
+    CHECK_EQ(contains(log_file(&disk), mark, 20), !dark);
+}
+
+TEST(the_config_turns_encryption_on_and_off_and_changes_the_password) {
+    static const char mark[] = "a state that nobody else shall read";
+    opcomms_platform plat = *opc__plat_default();
+    opcomms_allow_list *allow = NULL;
+    opcomms_routing_table *routes = NULL;
+    opcomms_peer *p = NULL;
+    char pem[4096];
+    size_t len = 0;
+    fd_clear(&disk);
+    plat.user = &disk;
+    plat.dir_open = disk.plat.dir_open;
+    plat.dir_sync = disk.plat.dir_sync;
+    plat.dir_close = disk.plat.dir_close;
+    plat.file_open = disk.plat.file_open;
+    plat.file_lock = disk.plat.file_lock;
+    plat.file_size = disk.plat.file_size;
+    plat.file_read = disk.plat.file_read;
+    plat.file_write = disk.plat.file_write;
+    plat.file_truncate = disk.plat.file_truncate;
+    plat.file_sync = disk.plat.file_sync;
+    plat.file_close = disk.plat.file_close;
+    plat.file_rename = disk.plat.file_rename;
+    plat.file_remove = disk.plat.file_remove;
+    plat.file_locked = NULL;
+    CHECK_EQ(opcomms_generate_key_pem(OPCOMMS_KEY_P256, pem, sizeof pem, &len, NULL), OPCOMMS_OK);
+    CHECK_EQ(opcomms_allow_list_new(NULL, &allow), OPCOMMS_OK);
+    CHECK_EQ(opcomms_routing_table_new(NULL, &routes), OPCOMMS_OK);
+    opcomms_config_init(&cfg);
+    cfg.key_pem = pem;
+    cfg.key_pem_bytes = len;
+    cfg.allow = allow;
+    cfg.routes = routes;
+    cfg.log_path = "dir/peer.log";
+    cfg.platform = &plat;
+    CHECK_EQ(open_peer(0, NULL, NULL, &p), OPCOMMS_OK);
+    CHECK_EQ(opcomms_commit(p, NULL, 0, NULL, 0, mark, sizeof mark, &err), OPCOMMS_OK);
+    opcomms_free(p);
+    check_peer(0, NULL, NULL, 0);
+    check_peer(OPCOMMS_ENCRYPT_LOG, NULL, NULL, 1);
+    check_peer(OPCOMMS_ENCRYPT_LOG, NULL, NULL, 1);
+    CHECK_EQ(open_peer(0, NULL, NULL, &p), OPCOMMS_E_ENCRYPTED);
+    check_peer(0, "first", NULL, 1);
+    CHECK_EQ(open_peer(0, "other", NULL, &p), OPCOMMS_E_PASSWORD);
+    CHECK_EQ(open_peer(OPCOMMS_DECRYPT_LOG, NULL, NULL, &p), OPCOMMS_E_ENCRYPTED);
+    check_peer(0, "first", "second", 1);
+    CHECK_EQ(open_peer(0, "first", NULL, &p), OPCOMMS_E_PASSWORD);
+    check_peer(0, "second", NULL, 1);
+    check_peer(OPCOMMS_DECRYPT_LOG, "second", NULL, 0);
+    check_peer(OPCOMMS_DECRYPT_LOG, NULL, NULL, 0);
+    CHECK_EQ(open_peer(OPCOMMS_ENCRYPT_LOG | OPCOMMS_DECRYPT_LOG, NULL, NULL, &p), OPCOMMS_E_INVAL);
+    CHECK_EQ(open_peer(OPCOMMS_ENCRYPT_LOG, "first", "second", &p), OPCOMMS_E_INVAL);
+    CHECK_EQ(open_peer(0, NULL, "second", &p), OPCOMMS_E_INVAL);
+    cfg.size = (uint32_t)offsetof(opcomms_config, log_password); /* of an older program */
+    CHECK_EQ(open_peer(0, "first", "second", &p), OPCOMMS_OK);
+    opcomms_free(p);
+    CHECK(contains(log_file(&disk), mark, 20));
+    opcomms_allow_list_release(allow);
+    opcomms_routing_table_release(routes);
+}
+
 int main(void) {
     pool_init();
     fd_init(&disk, 1);
@@ -486,6 +818,13 @@ int main(void) {
     RUN(a_bit_that_flips_is_damage_and_a_forged_checksum_does_not_hide_it);
     RUN(without_the_right_secret_a_log_is_refused_and_stays_as_it_is);
     RUN(a_log_becomes_encrypted_or_not_or_under_another_secret_and_keeps_everything);
+    RUN(a_change_that_fails_anywhere_leaves_one_log_or_the_other_and_nothing_is_lost);
+    RUN(a_backup_opens_by_the_same_secret_and_shows_nothing);
+    RUN(each_opening_and_each_copy_has_its_own_key_and_many_openings_make_a_compaction);
+    RUN(what_is_written_over_a_cut_tail_is_under_another_key);
+    RUN(what_was_durable_survives_power_cuts_when_it_is_encrypted);
+    RUN(verify_looks_at_batches_and_needs_no_secret);
+    RUN(the_config_turns_encryption_on_and_off_and_changes_the_password);
     fd_free(&disk);
     fd_free(&copy);
     fd_free(&image);
