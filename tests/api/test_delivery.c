@@ -761,6 +761,166 @@ TEST(a_large_message_finds_its_place_when_others_came_before_its_end) {
     free(data);
 }
 
+/* ---- several in one operation ---- */
+
+static opcomms_outgoing outgoing(int id, const char *text, const opcomms_enqueue_options *o) {
+    opcomms_outgoing out;
+    memset(&out, 0, sizeof out);
+    out.to = mailbox(&b, id);
+    out.address = b.address;
+    out.data = text;
+    out.len = strlen(text);
+    out.options = o;
+    return out;
+}
+
+TEST(a_commit_is_done_whole_and_survives_restarts) {
+    opcomms_message *in[3];
+    opcomms_outgoing out[2];
+    opcomms_identifier own;
+    opcomms_error err;
+    char state[16];
+    size_t len = 0, i;
+    begin();
+    CHECK_EQ(opcomms_get_state(a.peer, state, sizeof state, &len), OPCOMMS_E_EMPTY);
+    own = mailbox(&a, 4);
+    for (i = 0; i < 3; i++) {
+        CHECK_EQ(opcomms_local_send(a.peer, 0, &own, "job", 3, 0, &err), OPCOMMS_OK);
+        CHECK_EQ(opcomms_receive_id(a.peer, 4, LONG, &in[i], &err), OPCOMMS_OK);
+    }
+    out[0] = outgoing(0, "first", NULL);
+    out[1] = outgoing(1, "second", NULL);
+    CHECK_EQ(opcomms_commit(a.peer, in, 2, out, 2, "state 1", 7, &err), OPCOMMS_OK);
+    CHECK(out[0].number > 0 && out[1].number > out[0].number);
+    CHECK(gets(&b, 0, "first") && gets(&b, 1, "second"));
+    CHECK_EQ(opcomms_get_state(a.peer, state, 6, &len), OPCOMMS_E_BUFFER);
+    CHECK_EQ(len, 7);
+    restart(&a);
+    CHECK_EQ(opcomms_get_state(a.peer, state, sizeof state, &len), OPCOMMS_OK);
+    CHECK(len == 7 && memcmp(state, "state 1", 7) == 0);
+    CHECK(gets(&a, 4, "job")); /* the third, which was not in it */
+    CHECK(empty(&a, 4));
+    CHECK_EQ(opcomms_commit(a.peer, NULL, 0, NULL, 0, NULL, 0, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_get_state(a.peer, state, sizeof state, &len), OPCOMMS_OK);
+    CHECK_EQ(len, 7);
+    CHECK_EQ(opcomms_commit(a.peer, NULL, 0, NULL, 0, "", 0, &err), OPCOMMS_OK);
+    restart(&a);
+    CHECK_EQ(opcomms_get_state(a.peer, state, sizeof state, &len), OPCOMMS_OK);
+    CHECK_EQ(len, 0);
+    finish();
+}
+
+static opcomms_err refused(opcomms_message **in, size_t in_count, opcomms_outgoing *out,
+                           size_t out_count, const char *state, size_t n) {
+    opcomms_error err;
+    opcomms_err rc = opcomms_commit(a.peer, in, in_count, out, out_count, state, n, &err);
+    CHECK_EQ(err.code, rc);
+    CHECK_EQ(opcomms_queued_count(a.peer, NULL), 0);
+    return rc;
+}
+
+TEST(a_commit_that_is_refused_has_done_nothing) {
+    static const char big[4097];
+    opcomms_enqueue_options o = no_options();
+    opcomms_message *m = NULL, *twice[2];
+    opcomms_outgoing out[65];
+    opcomms_identifier own;
+    opcomms_error err;
+    char state[16];
+    size_t len = 0, i;
+    prepare();
+    ca.queued_max = 10;
+    ca.queued_per_destination_max = 6;
+    ca.queued_bytes_max = 40;
+    ca.destinations_max = 2;
+    CHECK_EQ(up(&a), OPCOMMS_OK);
+    strcpy(b.address, "127.0.0.1:1");
+    own = mailbox(&a, 0);
+    CHECK_EQ(opcomms_local_send(a.peer, 0, &own, "job", 3, 0, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_receive(a.peer, LONG, &m, &err), OPCOMMS_OK);
+    twice[0] = twice[1] = m;
+    for (i = 0; i < 65; i++) out[i] = outgoing(0, "x", NULL);
+    CHECK_EQ(refused(&m, 1, out, 65, NULL, 0), OPCOMMS_E_LIMIT);
+    CHECK_EQ(refused(&m, 1, out, 0, big, 4097), OPCOMMS_E_LIMIT);
+    CHECK_EQ(refused(twice, 2, out, 0, "s", 1), OPCOMMS_E_INVAL);
+    CHECK_EQ(refused(&m, 1, out, 7, "s", 1), OPCOMMS_E_FULL); /* for one destination */
+    for (i = 0; i < 11; i++) out[i] = outgoing((int)i % 2, "x", NULL);
+    CHECK_EQ(refused(&m, 1, out, 11, "s", 1), OPCOMMS_E_FULL); /* in all */
+    for (i = 0; i < 3; i++) out[i] = outgoing((int)i, "x", NULL);
+    CHECK_EQ(refused(&m, 1, out, 3, "s", 1), OPCOMMS_E_FULL); /* destinations */
+    for (i = 0; i < 3; i++) out[i] = outgoing(0, "fifteen letters", NULL);
+    CHECK_EQ(refused(&m, 1, out, 3, "s", 1), OPCOMMS_E_FULL); /* bytes */
+    out[1].address = "nowhere";
+    CHECK_EQ(refused(&m, 1, out, 2, "s", 1), OPCOMMS_E_ADDRESS);
+    CHECK_EQ(opcomms_get_state(a.peer, state, sizeof state, &len), OPCOMMS_E_EMPTY);
+    for (i = 0; i < 6; i++) { /* and within the limits it goes, with an end to trying as well */
+        o.expiry_s = 3600;
+        out[i] = outgoing((int)i % 2, "x", &o);
+    }
+    CHECK_EQ(opcomms_commit(a.peer, &m, 1, out, 6, "s", 1, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_queued_count(a.peer, NULL), 6);
+    CHECK(empty(&a, 0));
+    finish();
+}
+
+/* What gives messages an end to trying is made 256 at once. */
+TEST(a_commit_finds_room_for_all_its_expiries) {
+    opcomms_enqueue_options o = no_options();
+    opcomms_outgoing out[64];
+    opcomms_error err;
+    int round;
+    size_t i;
+    begin_without_b();
+    o.expiry_s = 3600;
+    for (round = 0; round < 9; round++) {
+        for (i = 0; i < 60; i++) out[i] = outgoing(0, "x", &o);
+        CHECK_EQ(opcomms_commit(a.peer, NULL, 0, out, 60, NULL, 0, &err), OPCOMMS_OK);
+    }
+    CHECK_EQ(opcomms_queued_count(a.peer, b.hash), 540);
+    finish();
+}
+
+TEST(a_batch_is_handed_out_in_order_and_acknowledged_as_one) {
+    opcomms_message *m[8], *none = NULL;
+    opcomms_error err;
+    char text[8];
+    size_t count = 9, i, got = 0;
+    begin();
+    for (i = 0; i < 6; i++) {
+        snprintf(text, sizeof text, "%u", (unsigned)i);
+        (void)queue(text);
+    }
+    CHECK(drained(&a));
+    CHECK_EQ(opcomms_receive_batch(b.peer, 1, 0, m, 8, &count, &err), OPCOMMS_E_EMPTY);
+    CHECK_EQ(count, 0);
+    CHECK_EQ(opcomms_receive_batch(b.peer, 0, LONG, m, 4, &count, &err), OPCOMMS_OK);
+    CHECK_EQ(count, 4);
+    for (i = 0; i < count; i++) {
+        CHECK_EQ(opcomms_message_read(m[i], 0, text, 8, &got), OPCOMMS_OK);
+        CHECK(got == 1 && text[0] == (char)('0' + i));
+    }
+    opcomms_release(m[1]);
+    m[1] = m[0];
+    CHECK_EQ(opcomms_ack_batch(m, 4, &err), OPCOMMS_E_INVAL); /* one of them twice */
+    CHECK_EQ(opcomms_receive_batch(b.peer, 0, 0, m, 3, &count, &err), OPCOMMS_OK); /* freed */
+    CHECK_EQ(count, 3);
+    CHECK_EQ(opcomms_message_read(m[0], 0, text, 8, &got), OPCOMMS_OK);
+    restart(&b); /* none of it was acknowledged */
+    CHECK_EQ(opcomms_receive_batch(b.peer, 0, 0, m, 8, &count, &err), OPCOMMS_OK);
+    CHECK_EQ(count, 6);
+    CHECK_EQ(opcomms_ack_batch(m, 5, &err), OPCOMMS_OK);
+    opcomms_release(m[5]);
+    CHECK_EQ(opcomms_ack_batch(m, 4097, &err), OPCOMMS_E_INVAL);
+    CHECK_EQ(opcomms_ack_batch(NULL, 1, &err), OPCOMMS_E_INVAL);
+    CHECK_EQ(opcomms_ack_batch(&none, 1, &err), OPCOMMS_E_INVAL);
+    CHECK_EQ(opcomms_ack_batch(NULL, 0, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_receive_batch(b.peer, 0, 0, m, 0, &count, &err), OPCOMMS_E_INVAL);
+    restart(&b);
+    CHECK(gets(&b, 0, "5"));
+    CHECK(empty(&b, 0));
+    finish();
+}
+
 int main(void) {
     if (!party_begin()) return 1;
     pthread_mutex_init(&disk.lock, NULL);
@@ -781,5 +941,9 @@ int main(void) {
     RUN(what_is_cancelled_when_it_was_sent_may_have_arrived);
     RUN(a_message_cancelled_half_way_does_not_mix_with_the_next);
     RUN(a_large_message_finds_its_place_when_others_came_before_its_end);
+    RUN(a_commit_is_done_whole_and_survives_restarts);
+    RUN(a_commit_that_is_refused_has_done_nothing);
+    RUN(a_commit_finds_room_for_all_its_expiries);
+    RUN(a_batch_is_handed_out_in_order_and_acknowledged_as_one);
     return party_end();
 }
