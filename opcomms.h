@@ -1739,7 +1739,7 @@ OPC__FN uint32_t opc__crc_soft(uint32_t crc, const uint8_t *p, size_t n) {
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(OPCOMMS_NO_CRC_HARDWARE)
 #define OPC__CRC_X86 1
-typedef long long opc__crc_pair __attribute__((vector_size(16)));
+typedef __attribute__((vector_size(16))) long long opc__crc_pair;
 
 /* Three thirds of 3 * lane bytes at a time, because each step of the instruction waits for the one
    before; then the first two are moved on over what follows them. To move a remainder on over n
@@ -1859,9 +1859,10 @@ OPC__FN uint64_t opc__posix_now_us(void *user) {
 }
 
 OPC__FN int64_t opc__posix_wall_s(void *user) {
-    time_t now = time(NULL); /* cheaper than a finer clock */
+    struct timespec t;
     (void)user;
-    return now < 0 ? 0 : (int64_t)now;
+    if (clock_gettime(CLOCK_REALTIME, &t) != 0 || t.tv_sec < 0) return 0;
+    return (int64_t)t.tv_sec;
 }
 
 OPC__FN opcomms_err opc__posix_random(void *user, void *out, size_t len) {
@@ -7980,12 +7981,12 @@ OPC__FN opcomms_err opc__ram_open(opc__mem *mem, uint32_t puts_max, uint64_t byt
    with its 32 bytes and the open counter of its batch, 8, as the salt, and "opcomms log,
    operations" as info. Of any other operation the 8 bytes of type, zeros and length are in the
    clear; the body is ciphertext and then a tag of 16 bytes, which counts in its length:
-   ChaCha20-Poly1305 (RFC 8439) under the subkey, the nonce being the offset of the type byte, 8, and
-   4 zeros; the 8 bytes in the clear are the associated data. A compaction and a backup begin with a
-   salt of their own, so that no two bodies are encrypted by the same key and nonce: not those of a
-   tail that was cut, nor of a file restored, nor of two copies. The CRCs of a batch are over what
-   is in the file, so damage and torn tails are found without any key; the CRCs inside a body are
-   over what was encrypted. A tag that is wrong in a valid batch is damage.
+   ChaCha20-Poly1305 (RFC 8439) under the subkey, the nonce being the offset of the type byte, 8,
+   and 4 zeros; the 8 bytes in the clear are the associated data. A compaction and a backup begin
+   with a salt of their own, so that no two bodies are encrypted by the same key and nonce: not
+   those of a tail that was cut, nor of a file restored, nor of two copies. The CRCs of a batch are
+   over what is in the file, so damage and torn tails are found without any key; the CRCs inside a
+   body are over what was encrypted. A tag that is wrong in a valid batch is damage.
 
    Space: zeros are written ahead of the batches and synced, so that a sync of a batch need not also
    commit a new file size; zeros behind the last batch are no tail.
@@ -9460,7 +9461,8 @@ OPC__FN opcomms_err opc__log_copy_message(opc__log *l, opc__log_copy *k, unsigne
     opc__buf_put32(b + 80, opc__crc32c(k->seed, b, len));
     k->frags = 0;
     if (l->owner.moved != NULL && !k->backup) {
-        l->owner.moved(l->owner.user, uid, opc__log_ref(at, opc__log_message_bytes(b, n, k->out.tag)));
+        l->owner.moved(l->owner.user, uid,
+                       opc__log_ref(at, opc__log_message_bytes(b, n, k->out.tag)));
     }
     return OPCOMMS_OK;
 }
@@ -9915,7 +9917,9 @@ OPC__FN opcomms_err opc__log_unlock(opc__log *l, const uint8_t *slot, opcomms_er
     int changed; /* the password is another one from now on */
     opcomms_err rc;
     if (memcmp(f, none, sizeof none) == 0) {
-        if (s == NULL || s->want == OPC__LOG_CLEAR || s->want == OPC__LOG_DECRYPT) return OPCOMMS_OK;
+        if (s == NULL || s->want == OPC__LOG_CLEAR || s->want == OPC__LOG_DECRYPT) {
+            return OPCOMMS_OK;
+        }
         l->convert = 1;
         return opc__log_crypt_new(l, slot + 48, 1, &l->next, err);
     }
@@ -10300,8 +10304,8 @@ OPC__FN opcomms_err opc__log_replay_op(opc__log *l, opc__log_scan *c, unsigned t
     return type < OPC__LOG_OP_MUST ? OPCOMMS_OK : OPCOMMS_E_LOG_VERSION;
 }
 
-/* The body of an operation of the valid batch p, decrypted; it begins at h in memory and `at` in the
-   file. NULL: nobody needs to look at it, or nobody can. */
+/* The body of an operation of the valid batch p, decrypted; it begins at h in memory and `at` in
+   the file. NULL: nobody needs to look at it, or nobody can. */
 OPC__FN opcomms_err opc__log_body(opc__log *l, opc__log_scan *c, const uint8_t *p,
                                   const uint8_t *h, uint64_t at, const uint8_t **body,
                                   uint32_t *n) {
@@ -10425,8 +10429,8 @@ OPC__FN opcomms_err opc__log_state(opc__log *l, uint64_t at, opc__msg_meta *m) {
     return OPCOMMS_OK;
 }
 
-/* Tells the owner of the message at `ref`; `tried`: where the last operation on it lies, or 0. Reads
-   through the window: messages are told in the order of the file. */
+/* Tells the owner of the message at `ref`; `tried`: where the last operation on it lies, or 0.
+   Reads through the window: messages are told in the order of the file. */
 OPC__FN opcomms_err opc__log_tell_one(opc__log *l, opc__log_scan *c, uint64_t ref,
                                       uint64_t tried) {
     size_t most = OPC__LOG_HEAD_MAX + 8u, len;
@@ -11053,7 +11057,8 @@ OPC__FN opcomms_err opc__look_survey(opc__look *k, uint64_t limit) {
         k->r.bad_parts++;
         k->r.bad_bytes += next - at;
         /* A batch older than the one before it was cut off once: nobody was shown what is in it. */
-        rc = older || k->notes_to != NULL || k->log->blind ? OPCOMMS_OK : opc__look_pick(k, at, next);
+        rc = older || k->notes_to != NULL || k->log->blind ? OPCOMMS_OK
+                                                           : opc__look_pick(k, at, next);
         if (rc != OPCOMMS_OK) return rc;
         at = next;
     }
@@ -17014,21 +17019,21 @@ typedef struct opc__known {
 } opc__known;
 
 /* Where a message was queued to: texts that were read, and the allow list that was asked. */
-typedef struct opc__aim {
+typedef struct opc__peer_aim {
     char hash[65];
     char address[63];
     int named; /* there is an address */
     uint64_t list; /* generation of the allow list; 0: it is to be asked */
     uint8_t server[32];
     opcomms_address to;
-} opc__aim;
+} opc__peer_aim;
 
 /* Buffers that native conversations borrow while they work, see >>tls. */
 #define OPC__PEER_LENT 8u
-typedef struct opc__lent {
+typedef struct opc__peer_lent {
     uint8_t *p; /* NULL: not made yet */
     int out;
-} opc__lent;
+} opc__peer_lent;
 
 #define OPC__STATE_MAX 4096u
 #define OPC__PEER_AIMS 4u
@@ -17117,8 +17122,8 @@ struct opcomms_peer {
     int64_t wall_s;        /* at the beginning of this step */
     opc__call *directs;    /* of threads that wait, without a connection so far */
     uint64_t direct_number;
-    opc__aim aims[OPC__PEER_AIMS];
-    opc__lent lent[OPC__PEER_LENT];
+    opc__peer_aim aims[OPC__PEER_AIMS];
+    opc__peer_lent lent[OPC__PEER_LENT];
     opc__known known[OPC__PEER_KNOWN];
     uint32_t known_next;
     opcomms_event events[OPC__PEER_EVENTS];
@@ -17378,7 +17383,8 @@ OPC__FN void opc__peer_compact(opcomms_peer *p) {
     full = full >= 95 ? 95 : full >= 90 ? 90 : full >= 80 ? 80 : 0;
     if (full > p->told_full) {
         opc__peer_event(p, (uint64_t)full, OPCOMMS_STATE_LOG, OPCOMMS_E_FULL, NULL);
-        opc__peer_say(p, OPCOMMS_LOG_WARNING, "log: what is kept fills most of log_bytes_max", NULL);
+        opc__peer_say(p, OPCOMMS_LOG_WARNING, "log: what is kept fills most of log_bytes_max",
+                      NULL);
     }
     p->told_full = full;
 }
@@ -21424,6 +21430,35 @@ OPC__FN void opc__pub_default(uint32_t *field, uint32_t value) {
     if (*field == 0) *field = value;
 }
 
+OPC__FN void opc__pub_defaults(opcomms_config *out) {
+    opc__pub_default(&out->sync_interval_ms, 1000);
+    opc__pub_default(&out->connections_max, 64);
+    opc__pub_default(&out->connections_per_address, 16);
+    opc__pub_default(&out->handshakes_max, 16);
+    opc__pub_default(&out->handshakes_per_second, 100);
+    opc__pub_default(&out->handshake_timeout_ms, 10000);
+    opc__pub_default(&out->idle_timeout_ms, 300000);
+    opc__pub_default(&out->send_timeout_ms, 10000);
+    opc__pub_default(&out->messages_max, 100000);
+    opc__pub_default(&out->queue_depth_max, 10000);
+    opc__pub_default(&out->frame_bytes_max, OPCOMMS_MAX_FRAME);
+    opc__pub_default(&out->rate_capacity, 10000);
+    opc__pub_default(&out->rate_per_second, 100);
+    opc__pub_default(&out->rate_cost, 1);
+    opc__pub_default(&out->queued_max, 100000);
+    opc__pub_default(&out->queued_per_destination_max, out->queued_max);
+    opc__pub_default(&out->destinations_max, 4096);
+    opc__pub_default(&out->retry_min_ms, 100);
+    opc__pub_default(&out->retry_max_ms, 10000);
+    opc__pub_default(&out->window_messages, 16384);
+    opc__pub_default(&out->streams_max, 16384);
+    if (out->queued_bytes_max == 0) out->queued_bytes_max = (uint64_t)256 << 20;
+    if (out->window_bytes == 0) out->window_bytes = (uint64_t)8 << 20;
+    if (out->message_bytes_max == 0) out->message_bytes_max = OPCOMMS_MAX_FRAME;
+    if (out->log_bytes_max == 0) out->log_bytes_max = (uint64_t)1 << 30;
+    if (out->memory_bytes_max == 0) out->memory_bytes_max = (uint64_t)64 << 20;
+}
+
 /* Copies the caller's config, which may be of an older and shorter version, and fills in. */
 OPC__FN opcomms_err opc__pub_config(const opcomms_config *cfg, opcomms_config *out,
                                     opcomms_error *err) {
@@ -21454,32 +21489,7 @@ OPC__FN opcomms_err opc__pub_config(const opcomms_config *cfg, opcomms_config *o
     if ((int)out->durability < 0 || out->durability > OPCOMMS_DURABLE_NEVER) {
         return opc__err_set(err, OPCOMMS_E_INVAL, 0, "cfg.durability");
     }
-    opc__pub_default(&out->sync_interval_ms, 1000);
-    opc__pub_default(&out->connections_max, 64);
-    opc__pub_default(&out->connections_per_address, 16);
-    opc__pub_default(&out->handshakes_max, 16);
-    opc__pub_default(&out->handshakes_per_second, 100);
-    opc__pub_default(&out->handshake_timeout_ms, 10000);
-    opc__pub_default(&out->idle_timeout_ms, 300000);
-    opc__pub_default(&out->send_timeout_ms, 10000);
-    opc__pub_default(&out->messages_max, 100000);
-    opc__pub_default(&out->queue_depth_max, 10000);
-    opc__pub_default(&out->frame_bytes_max, OPCOMMS_MAX_FRAME);
-    opc__pub_default(&out->rate_capacity, 10000);
-    opc__pub_default(&out->rate_per_second, 100);
-    opc__pub_default(&out->rate_cost, 1);
-    opc__pub_default(&out->queued_max, 100000);
-    opc__pub_default(&out->queued_per_destination_max, out->queued_max);
-    opc__pub_default(&out->destinations_max, 4096);
-    opc__pub_default(&out->retry_min_ms, 100);
-    opc__pub_default(&out->retry_max_ms, 10000);
-    opc__pub_default(&out->window_messages, 16384);
-    opc__pub_default(&out->streams_max, 16384);
-    if (out->queued_bytes_max == 0) out->queued_bytes_max = (uint64_t)256 << 20;
-    if (out->window_bytes == 0) out->window_bytes = (uint64_t)8 << 20;
-    if (out->message_bytes_max == 0) out->message_bytes_max = OPCOMMS_MAX_FRAME;
-    if (out->log_bytes_max == 0) out->log_bytes_max = (uint64_t)1 << 30;
-    if (out->memory_bytes_max == 0) out->memory_bytes_max = (uint64_t)64 << 20;
+    opc__pub_defaults(out);
     if (out->connections_max > 1024u || out->frame_bytes_max > OPCOMMS_MAX_FRAME ||
         out->messages_max > 0x1000000u || out->mailboxes_max > 0x80000u ||
         out->frame_bytes_max < 1024u || out->sync_interval_ms > 3600000u ||
@@ -22805,7 +22815,7 @@ typedef struct opc__order {
 /* With the lock: where it goes, and whether the allow list lets it. */
 OPC__FN opcomms_err opc__pub_aim(opcomms_peer *p, const opcomms_identifier *to,
                                  const char *address, opc__msg_meta *m, opcomms_error *err) {
-    opc__aim *a = &p->aims[(unsigned char)to->hash[0] % OPC__PEER_AIMS];
+    opc__peer_aim *a = &p->aims[(unsigned char)to->hash[0] % OPC__PEER_AIMS];
     uint64_t list = opc__allow_generation(p->allow) + 1u;
     size_t n = address != NULL ? strlen(address) : 0;
     if (to->id < 0 || to->id > 255) return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the destination");
