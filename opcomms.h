@@ -15973,9 +15973,14 @@ OPC__FN void opc__outbox_term_drop(opc__outbox *o, uint32_t i) {
     o->terms_free = k;
 }
 
-OPC__FN int opc__outbox_term_reserve(opc__outbox *o) {
-    uint32_t first = o->terms.count * OPC__ITEMS_PIECE, i;
-    if (o->terms_free != OPC__ITEMS_NONE) return 1;
+/* Makes sure of n free ones, of which there are OPC__ITEMS_PIECE at most; 0: out of memory. */
+OPC__FN int opc__outbox_term_reserve(opc__outbox *o, uint32_t n) {
+    uint32_t first = o->terms.count * OPC__ITEMS_PIECE, i = o->terms_free;
+    while (n > 0 && i != OPC__ITEMS_NONE) {
+        i = ((const opc__term *)opc__pieces_at(&o->terms, i))->entry;
+        n--;
+    }
+    if (n == 0) return 1;
     if (!opc__heap_reserve(&o->ends, o->mem, first + OPC__ITEMS_PIECE)) return 0;
     if (!opc__pieces_more(&o->terms, o->mem)) return 0;
     for (i = first + OPC__ITEMS_PIECE; i > first; i--) {
@@ -16392,7 +16397,7 @@ OPC__FN opcomms_err opc__outbox_reserve(opc__outbox *o, uint32_t d, const opc__m
     if (x->count >= l->depth_max) return OPCOMMS_E_FULL;
     if (o->bytes > l->bytes_max || m->bytes > l->bytes_max - o->bytes) return OPCOMMS_E_FULL;
     if (opc__items_reserve(o->items, 1) != OPCOMMS_OK) return OPCOMMS_E_NOMEM;
-    if ((m->expires_s != 0 || m->attempts_max != 0) && !opc__outbox_term_reserve(o)) {
+    if ((m->expires_s != 0 || m->attempts_max != 0) && !opc__outbox_term_reserve(o, 1)) {
         return OPCOMMS_E_NOMEM;
     }
     if (x->era_last != OPC__ITEMS_NONE &&
@@ -16485,7 +16490,7 @@ OPC__FN opcomms_err opc__outbox_found(opc__outbox *o, const opc__msg_meta *m, ui
         o->bytes += e->bytes;
         return OPCOMMS_OK;
     }
-    if (!opc__outbox_term_reserve(o)) return OPCOMMS_E_NOMEM;
+    if (!opc__outbox_term_reserve(o, 1)) return OPCOMMS_E_NOMEM;
     rc = opc__outbox_open_max(o, m->server, m->from_id, m->dest, m->dest_len, m->dest_id,
                               OPC__OUTBOX_DESTS_MAX, &d);
     if (rc == OPCOMMS_OK) rc = opc__outbox_era_open(o, d, &m->epoch);
@@ -22926,6 +22931,34 @@ OPC__FN opcomms_err opc__pub_reserve(opcomms_peer *p, opc__order *o) {
     return rc;
 }
 
+/* The same for several, beside each other. */
+OPC__FN opcomms_err opc__pub_reserve_all(opcomms_peer *p, opc__order *orders, size_t count) {
+    opc__outbox *o = &p->outbox;
+    uint64_t bytes = o->bytes;
+    size_t i, k, held = 0;
+    opcomms_err rc = OPCOMMS_OK;
+    for (i = 0; rc == OPCOMMS_OK && i < count; i++) {
+        uint32_t same = 0;
+        rc = opc__pub_reserve(p, &orders[i]);
+        if (rc != OPCOMMS_OK) break;
+        o->dests[orders[i].index].held++; /* an empty one is not for the next order to take over */
+        held++;
+        bytes += orders[i].meta.bytes;
+        for (k = 0; k < i; k++) same += orders[k].index == orders[i].index;
+        if (bytes > o->limits.bytes_max ||
+            same >= o->limits.depth_max - o->dests[orders[i].index].count ||
+            i >= o->limits.messages_max - o->queued - o->dead) {
+            rc = OPCOMMS_E_FULL;
+        }
+    }
+    if (rc == OPCOMMS_OK && (opc__items_reserve(&p->items, (uint32_t)count) != OPCOMMS_OK ||
+                             !opc__outbox_term_reserve(o, (uint32_t)count))) {
+        rc = OPCOMMS_E_NOMEM;
+    }
+    while (held > 0) o->dests[orders[--held].index].held--;
+    return rc;
+}
+
 /* Becomes a queued message. OPCOMMS_E_AGAIN: the store has no room now. */
 OPC__FN opcomms_err opc__pub_queue(opcomms_peer *p, opc__order *o, uint64_t *position) {
     uint64_t uid = 0, ref = 0;
@@ -23452,13 +23485,8 @@ OPC__FN opcomms_err opc__pub_deal(opcomms_peer *p, const opc__deal *d, uint64_t 
     while (rc == OPCOMMS_OK) {
         rc = opc__pub_room(p);
         if (rc == OPCOMMS_OK) rc = opc__pub_batch(p, d->messages, d->messages_count);
-        for (i = 0; rc == OPCOMMS_OK && i < d->orders_count; i++) {
-            rc = opc__pub_reserve(p, &d->orders[i]);
-        }
-        if (rc == OPCOMMS_OK) {
-            rc = opc__items_reserve(&p->items, (uint32_t)d->orders_count) == OPCOMMS_OK
-                     ? p->store->c->hold(p->store, need) : OPCOMMS_E_NOMEM;
-        }
+        if (rc == OPCOMMS_OK) rc = opc__pub_reserve_all(p, d->orders, d->orders_count);
+        if (rc == OPCOMMS_OK) rc = p->store->c->hold(p->store, need);
         if (rc == OPCOMMS_OK) return opc__pub_deal_done(p, d, position);
         if (rc == OPCOMMS_E_AGAIN) {
             (void)opc__pub_flush(p);
