@@ -23363,17 +23363,23 @@ OPCOMMS_API opcomms_err opcomms_receive_batch(opcomms_peer *peer, uint8_t id, ui
 
 #define OPC__PUB_BATCH 4096u
 
-/* The messages of a batch are of this peer, and there; the lock is held. */
+/* The messages of a batch are of this peer, and there, and each is in it once; the lock is held. */
 OPC__FN opcomms_err opc__pub_batch(const opcomms_peer *p, opcomms_message *const *messages,
                                    size_t count) {
+    opcomms_err rc = OPCOMMS_OK;
     size_t i;
-    for (i = 0; i < count; i++) {
-        if (messages[i] == NULL || messages[i]->peer != p || !messages[i]->used) {
-            return OPCOMMS_E_INVAL;
+    for (i = 0; rc == OPCOMMS_OK && i < count; i++) {
+        if (messages[i] == NULL || messages[i]->peer != p || messages[i]->used != 1) {
+            rc = OPCOMMS_E_INVAL;
+        } else if (!opc__pub_message_lives(messages[i])) {
+            rc = OPCOMMS_E_NOT_FOUND;
+        } else {
+            messages[i]->used = 2; /* seen; until all are */
         }
-        if (!opc__pub_message_lives(messages[i])) return OPCOMMS_E_NOT_FOUND;
+        if (rc != OPCOMMS_OK) break;
     }
-    return OPCOMMS_OK;
+    while (i > 0) messages[--i]->used = 1;
+    return rc;
 }
 
 /* Acknowledges a batch, whose room is held. */
