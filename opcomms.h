@@ -22356,9 +22356,20 @@ OPC__FN opcomms_message *opc__pub_handle(opcomms_peer *p, opcomms_err *rc) {
     return m;
 }
 
-/* The handle is free again; the lock is held. */
+/* The handle's entry is still the message it was made for. */
+OPC__FN int opc__pub_message_lives(const opcomms_message *m) {
+    const opcomms_peer *p = m->peer;
+    return p->store != NULL && opc__items_at(&p->items, m->entry)->uid == m->uid;
+}
+
+/* The handle is free again, and a message that was not consumed can be handed out again; the lock
+   is held. */
 OPC__FN void opc__pub_drop(opcomms_message *m) {
     if (!m->used) return;
+    if (opc__pub_message_lives(m)) {
+        opc__items_at(&m->peer->items, m->entry)->out = 0;
+        opc__cond_all(&m->peer->changed);
+    }
     m->used = 0;
     m->next_free = m->peer->messages_free;
     m->peer->messages_free = m;
@@ -22406,12 +22417,6 @@ OPCOMMS_API opcomms_err opcomms_receive(opcomms_peer *peer, uint32_t timeout_ms,
     return opcomms_receive_id(peer, 0, timeout_ms, out, err);
 }
 
-/* The handle's entry is still the message it was made for. */
-OPC__FN int opc__pub_message_lives(const opcomms_message *m) {
-    const opcomms_peer *p = m->peer;
-    return p->store != NULL && opc__items_at(&p->items, m->entry)->uid == m->uid;
-}
-
 OPCOMMS_API opcomms_err opcomms_ack(opcomms_message *message, opcomms_error *err) {
     opcomms_peer *p;
     opcomms_err rc;
@@ -22435,9 +22440,7 @@ OPCOMMS_API void opcomms_release(opcomms_message *message) {
     if (message == NULL || !message->used) return;
     p = message->peer;
     opc__mutex_lock(&p->lock);
-    if (opc__pub_message_lives(message)) opc__items_at(&p->items, message->entry)->out = 0;
     opc__pub_drop(message);
-    opc__cond_all(&p->changed);
     opc__peer_unlock(p);
 }
 
