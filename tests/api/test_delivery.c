@@ -923,6 +923,455 @@ TEST(a_batch_is_handed_out_in_order_and_acknowledged_as_one) {
     finish();
 }
 
+/* ---- dead letters ---- */
+
+static void is_dead(uint64_t number, opcomms_err code, uint32_t attempts) {
+    opcomms_queued q;
+    char text[8];
+    size_t got = 0;
+    memset(&q, 0xee, sizeof q);
+    CHECK_EQ(opcomms_dead_next(a.peer, number - 1, &q), OPCOMMS_OK);
+    CHECK_EQ(q.number, number);
+    CHECK_EQ(q.state, OPCOMMS_STATE_DEAD);
+    CHECK_EQ(q.code, code);
+    CHECK_EQ(q.attempts, attempts);
+    CHECK(q.context_len == 3 && memcmp(q.context, "ctx", 3) == 0);
+    CHECK_STR(q.to.hash, b.hash);
+    CHECK(q.dead_s >= q.time_s && q.time_s > 0);
+    CHECK_EQ(opcomms_queued_get(a.peer, number, &q), OPCOMMS_OK);
+    CHECK_EQ(q.state, OPCOMMS_STATE_DEAD);
+    CHECK_EQ(opcomms_queued_read(a.peer, number, 1, text, sizeof text, &got), OPCOMMS_OK);
+    CHECK(got == 3 && memcmp(text, "ead", 3) == 0);
+}
+
+static uint64_t queue_dying(int id, uint32_t attempts, uint32_t expiry_s) {
+    opcomms_enqueue_options o = no_options();
+    opcomms_identifier to = mailbox(&b, id);
+    opcomms_error err;
+    uint64_t number = 0;
+    o.attempts_max = attempts;
+    o.expiry_s = expiry_s;
+    CHECK_EQ(opcomms_enqueue(a.peer, &to, b.address, "ctx", 3, "dead", 4, &o, &number, &err),
+             OPCOMMS_OK);
+    return number;
+}
+
+TEST(a_message_that_ran_out_of_attempts_waits_as_a_dead_letter) {
+    opcomms_error err;
+    opcomms_queued q;
+    uint64_t first, second, fresh = 0;
+    int round;
+    begin_without_b();
+    first = queue_dying(0, 3, 0);
+    CHECK(event_is(&a, first, OPCOMMS_STATE_DEAD));
+    ca.attempts_max = 2;
+    restart(&a);
+    second = queue_dying(0, 0, 0);
+    CHECK(event_is(&a, second, OPCOMMS_STATE_DEAD));
+    for (round = 0; round < 2; round++) {
+        is_dead(first, OPCOMMS_E_CONNECT, 3);
+        is_dead(second, OPCOMMS_E_CONNECT, 2);
+        CHECK_EQ(opcomms_dead_count(a.peer), 2);
+        CHECK_EQ(opcomms_queued_count(a.peer, NULL), 0);
+        CHECK_EQ(opcomms_queued_next(a.peer, 0, &q), OPCOMMS_E_NOT_FOUND);
+        CHECK_EQ(opcomms_dead_next(a.peer, second, &q), OPCOMMS_E_NOT_FOUND);
+        CHECK_EQ(opcomms_cancel(a.peer, first, &err), OPCOMMS_E_NOT_FOUND);
+        restart(&a);
+    }
+    ca.attempts_max = 0;
+    restart(&a);
+    CHECK_EQ(opcomms_dead_drop(a.peer, second, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_dead_drop(a.peer, second, &err), OPCOMMS_E_NOT_FOUND);
+    CHECK_EQ(opcomms_dead_requeue(a.peer, second, &fresh, &err), OPCOMMS_E_NOT_FOUND);
+    CHECK_EQ(opcomms_dead_requeue(a.peer, first, &fresh, &err), OPCOMMS_OK);
+    CHECK(fresh > second);
+    CHECK_EQ(opcomms_dead_count(a.peer), 0);
+    CHECK_EQ(opcomms_dead_drop(a.peer, fresh, &err), OPCOMMS_E_NOT_FOUND);
+    restart(&a);
+    CHECK_EQ(opcomms_dead_count(a.peer), 0);
+    CHECK_EQ(opcomms_queued_get(a.peer, fresh, &q), OPCOMMS_OK);
+    CHECK(q.context_len == 3 && q.expires_s == 0);
+    CHECK_EQ(up(&b), OPCOMMS_OK);
+    CHECK(gets(&b, 0, "dead"));
+    CHECK(drained(&a));
+    CHECK(empty(&b, 0));
+    finish();
+}
+
+TEST(a_message_whose_time_has_passed_waits_as_a_dead_letter) {
+    opcomms_queued q;
+    uint64_t number;
+    prepare();
+    ca.retry_min_ms = ca.retry_max_ms = 60000; /* nothing wakes it but its end */
+    CHECK_EQ(up(&a), OPCOMMS_OK);
+    strcpy(b.address, "127.0.0.1:1");
+    number = queue_dying(0, 0, 1);
+    CHECK(event_is(&a, number, OPCOMMS_STATE_DEAD));
+    CHECK_EQ(opcomms_queued_get(a.peer, number, &q), OPCOMMS_OK);
+    CHECK(q.dead_s >= q.expires_s);
+    is_dead(number, OPCOMMS_E_TIMEOUT, q.attempts);
+    restart(&a);
+    is_dead(number, OPCOMMS_E_TIMEOUT, q.attempts);
+    finish();
+}
+
+TEST(what_the_receivers_routes_refuse_is_dead_and_the_rest_goes_on) {
+    char from[70], to[70];
+    uint64_t first, second, third;
+    opcomms_queued q;
+    begin();
+    CHECK_EQ(opcomms_routing_table_allow_all(b.routes, 0), OPCOMMS_OK);
+    snprintf(from, sizeof from, "%s:~", a.hash);
+    snprintf(to, sizeof to, "%s:0", b.hash);
+    CHECK_EQ(opcomms_routing_table_add(b.routes, from, to), OPCOMMS_OK);
+    first = queue_dying(1, 0, 0);
+    second = queue_dying(1, 0, 0);
+    third = queue("fine");
+    CHECK(gets(&b, 0, "fine"));
+    while (opcomms_dead_count(a.peer) < 2) {
+        opcomms_event e;
+        CHECK_EQ(opcomms_next_event(a.peer, LONG, &e), OPCOMMS_OK);
+        if (test_bad) break;
+        CHECK(e.state == OPCOMMS_STATE_DURABLE ? e.number == third : e.code == OPCOMMS_E_ROUTE);
+    }
+    CHECK_EQ(opcomms_queued_get(a.peer, first, &q), OPCOMMS_OK);
+    is_dead(first, OPCOMMS_E_ROUTE, q.attempts);
+    CHECK_EQ(opcomms_queued_get(a.peer, second, &q), OPCOMMS_OK);
+    is_dead(second, OPCOMMS_E_ROUTE, q.attempts);
+    CHECK(drained(&a));
+    finish();
+}
+
+/* ---- numbers ---- */
+
+TEST(a_send_repeated_under_its_number_is_stored_once) {
+    opcomms_error err;
+    uint64_t first = 0, second = 0, old;
+    begin();
+    CHECK_EQ(opcomms_send_numbered(a.peer, b.hash, b.address, "1", 1, &first, 0, &err), OPCOMMS_OK);
+    CHECK(first > 0);
+    CHECK_EQ(opcomms_send_numbered(a.peer, b.hash, b.address, "2", 1, &second, 0, &err),
+             OPCOMMS_OK);
+    CHECK(second > first);
+    old = first;
+    CHECK_EQ(opcomms_send_numbered(a.peer, b.hash, b.address, "1", 1, &first, 0, &err), OPCOMMS_OK);
+    CHECK_EQ(first, old);
+    CHECK_EQ(stats_of(&b).duplicates, 1);
+    CHECK(gets(&b, 0, "1") && gets(&b, 0, "2"));
+    CHECK(empty(&b, 0));
+    restart(&b); /* its log remembers */
+    CHECK_EQ(opcomms_send_numbered(a.peer, b.hash, b.address, "2", 1, &second, 0, &err),
+             OPCOMMS_OK);
+    CHECK(empty(&b, 0));
+    restart(&a); /* numbers of another opening */
+    CHECK_EQ(opcomms_send_numbered(a.peer, b.hash, b.address, "2", 1, &second, 0, &err),
+             OPCOMMS_E_UNKNOWN_OUTCOME);
+    first = 0;
+    CHECK_EQ(opcomms_send_numbered(a.peer, b.hash, b.address, "3", 1, &first, 0, &err), OPCOMMS_OK);
+    CHECK(gets(&b, 0, "3"));
+    CHECK(empty(&b, 0));
+    CHECK_EQ(opcomms_send_numbered(a.peer, b.hash, b.address, "3", 1, NULL, 0, &err),
+             OPCOMMS_E_INVAL);
+    finish();
+}
+
+/* ---- logs that went back ---- */
+
+static void copy_file(const char *from, const char *to) {
+    static char piece[65536];
+    FILE *in = fopen(from, "rb"), *out = fopen(to, "wb");
+    size_t n;
+    CHECK(in != NULL && out != NULL);
+    while (in != NULL && out != NULL && (n = fread(piece, 1, sizeof piece, in)) > 0) {
+        CHECK_EQ(fwrite(piece, 1, n, out), n);
+    }
+    if (in != NULL) fclose(in);
+    if (out != NULL) CHECK_EQ(fclose(out), 0);
+}
+
+/* Waits until something stands against `other` at p, and accepts it. */
+static int accepts(party *p, const party *other) {
+    opcomms_event e;
+    opcomms_error err;
+    int i;
+    for (i = 0; i < 2000; i++) {
+        opcomms_err rc = opcomms_accept_rollback(p->peer, other->hash, &err);
+        if (rc != OPCOMMS_E_NOT_FOUND) return rc == OPCOMMS_OK;
+        (void)opcomms_next_event(p->peer, 10, &e);
+    }
+    return 0;
+}
+
+TEST(an_older_log_of_the_sender_stops_everything_until_it_is_accepted) {
+    char copy[160];
+    opcomms_message *m = NULL;
+    opcomms_error err;
+    uint64_t number;
+    begin();
+    snprintf(copy, sizeof copy, "%s/copy", dir);
+    CHECK_EQ(opcomms_accept_rollback(b.peer, a.hash, &err), OPCOMMS_E_NOT_FOUND);
+    CHECK_EQ(opcomms_accept_rollback(b.peer, "x", &err), OPCOMMS_E_INVAL);
+    (void)queue("1");
+    CHECK(gets(&b, 0, "1"));
+    CHECK(drained(&a));
+    down(&a);
+    copy_file(a.log, copy);
+    CHECK_EQ(up(&a), OPCOMMS_OK);
+    (void)queue("2");
+    CHECK(gets(&b, 0, "2"));
+    CHECK(drained(&a));
+    down(&a);
+    copy_file(copy, a.log); /* as if a backup had been put back */
+    CHECK_EQ(up(&a), OPCOMMS_OK);
+    number = queue("3");
+    CHECK(event_comes(&b, 0, OPCOMMS_STATE_ROLLBACK));
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "x", 1, 0, &err), OPCOMMS_E_ROLLBACK);
+    CHECK_EQ(opcomms_queued_count(a.peer, b.hash), 1);
+    CHECK(empty(&b, 0));
+    CHECK(stats_of(&b).rollbacks > 0);
+    restart(&b); /* it is not forgotten by a restart */
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "x", 1, 0, &err), OPCOMMS_E_ROLLBACK);
+    CHECK(accepts(&b, &a));
+    CHECK(accepts(&a, &b)); /* whose own log it is */
+    CHECK(event_comes(&a, number, OPCOMMS_STATE_DURABLE));
+    CHECK_EQ(opcomms_receive(b.peer, LONG, &m, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_message_flags(m), OPCOMMS_MESSAGE_UNCERTAIN);
+    CHECK_EQ(opcomms_ack(m, &err), OPCOMMS_OK);
+    CHECK(empty(&b, 0));
+    restart(&a); /* a new opening is beyond doubt */
+    number = queue("4");
+    CHECK(event_comes(&a, number, OPCOMMS_STATE_DURABLE));
+    CHECK_EQ(opcomms_receive(b.peer, LONG, &m, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_message_flags(m), 0);
+    CHECK_EQ(opcomms_ack(m, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_accept_rollback(b.peer, a.hash, &err), OPCOMMS_E_NOT_FOUND);
+    finish();
+}
+
+TEST(an_older_log_of_the_receiver_stops_everything_until_it_is_accepted) {
+    char copy[160];
+    opcomms_error err;
+    uint64_t number;
+    begin();
+    snprintf(copy, sizeof copy, "%s/copy", dir);
+    (void)queue("1");
+    CHECK(drained(&a));
+    down(&b);
+    copy_file(b.log, copy);
+    CHECK_EQ(up(&b), OPCOMMS_OK);
+    (void)queue("2");
+    CHECK(drained(&a));
+    down(&b);
+    copy_file(copy, b.log);
+    CHECK_EQ(up(&b), OPCOMMS_OK);
+    number = queue("3");
+    CHECK(event_comes(&a, 0, OPCOMMS_STATE_ROLLBACK));
+    CHECK_EQ(opcomms_queued_count(a.peer, b.hash), 1);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "x", 1, 0, &err), OPCOMMS_E_ROLLBACK);
+    CHECK(accepts(&a, &b));
+    CHECK(accepts(&b, &a));
+    CHECK(event_comes(&a, number, OPCOMMS_STATE_DURABLE));
+    CHECK(gets(&b, 0, "1")); /* 2 was lost with the newer log, which is what was accepted */
+    CHECK(gets(&b, 0, "3"));
+    CHECK(empty(&b, 0));
+    finish();
+}
+
+/* ---- peers of the other protocol ---- */
+
+TEST(a_tarpc_peer_gets_everything_in_order) {
+    opcomms_enqueue_options o = no_options();
+    opcomms_error err;
+    char text[16];
+    uint64_t number;
+    int i;
+    prepare();
+    cb.flags = OPCOMMS_TARPC_ONLY;
+    CHECK_EQ(up(&a), OPCOMMS_OK);
+    CHECK_EQ(up(&b), OPCOMMS_OK);
+    o.level = OPCOMMS_LEVEL_CONSUMED; /* stored is all that is told there */
+    for (i = 0; i < 30; i++) {
+        snprintf(text, sizeof text, "%d", i);
+        (void)queue_with(text, i % 3 == 0 ? &o : NULL);
+        if (i == 15) restart(&b);
+        if (i == 20) restart(&a);
+    }
+    CHECK(drained(&a));
+    for (i = 0; i < 30; i++) {
+        snprintf(text, sizeof text, "%d", i);
+        if (!gets(&b, 0, text)) break; /* one by one: a repetition would show here */
+    }
+    CHECK_EQ(i, 30);
+    o = no_options();
+    o.flags = OPCOMMS_ENQUEUE_NATIVE_ONLY;
+    o.attempts_max = 2;
+    number = queue_with("never", &o);
+    CHECK(event_comes(&a, number, OPCOMMS_STATE_DEAD));
+    {
+        opcomms_queued q;
+        CHECK_EQ(opcomms_queued_get(a.peer, number, &q), OPCOMMS_OK);
+        CHECK_EQ(q.code, OPCOMMS_E_UNSUPPORTED);
+        CHECK_EQ(q.uncertain, 0);
+    }
+    ca.flags = OPCOMMS_NATIVE_ONLY;
+    restart(&a);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "x", 1, 0, &err), OPCOMMS_E_UNSUPPORTED);
+    CHECK(empty(&b, 0));
+    finish();
+}
+
+TEST(what_was_tried_by_tarpc_and_comes_natively_is_uncertain) {
+    opcomms_message *m = NULL;
+    opcomms_error err;
+    opcomms_queued q;
+    opcomms_event e;
+    uint64_t number;
+    int i;
+    prepare();
+    gate_for_b();
+    cb.flags = OPCOMMS_TARPC_ONLY;
+    ca.send_timeout_ms = 100;
+    CHECK_EQ(up(&a), OPCOMMS_OK);
+    CHECK_EQ(up(&b), OPCOMMS_OK);
+    number = queue("0");
+    CHECK(event_comes(&a, number, OPCOMMS_STATE_DURABLE));
+    gate_set(1); /* stored some day, and not answered in time */
+    number = queue("1");
+    for (i = 0; i < 2000; i++) {
+        CHECK_EQ(opcomms_queued_get(a.peer, number, &q), OPCOMMS_OK);
+        if (q.attempts > 0) break;
+        (void)opcomms_next_event(a.peer, 10, &e);
+    }
+    CHECK(q.attempts > 0);
+    CHECK_EQ(q.uncertain, 1);
+    down(&a);
+    gate_set(0);
+    CHECK(gets(&b, 0, "0") && gets(&b, 0, "1"));
+    while (!empty(&b, 0)) CHECK(gets(&b, 0, "1")); /* a second attempt may have come as well */
+    cb.flags = 0;
+    restart(&b);
+    ca.send_timeout_ms = 0;
+    CHECK_EQ(up(&a), OPCOMMS_OK);
+    CHECK(event_comes(&a, number, OPCOMMS_STATE_DURABLE));
+    CHECK_EQ(opcomms_receive(b.peer, LONG, &m, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_message_flags(m), OPCOMMS_MESSAGE_UNCERTAIN);
+    CHECK_EQ(opcomms_ack(m, &err), OPCOMMS_OK);
+    CHECK(empty(&b, 0));
+    finish();
+}
+
+/* ---- many, large, without threads or disk ---- */
+
+static void *queue_thread(void *arg) {
+    int id = *(int *)arg, i;
+    opcomms_identifier to = mailbox(&b, id);
+    opcomms_error err;
+    char text[16];
+    for (i = 0; i < 50; i++) {
+        snprintf(text, sizeof text, "%d:%d", id, i);
+        if (opcomms_enqueue(a.peer, &to, b.address, NULL, 0, text, strlen(text), NULL, NULL,
+                            &err) != OPCOMMS_OK) {
+            return arg;
+        }
+    }
+    return NULL;
+}
+
+TEST(eight_threads_queue_at_once_and_each_keeps_its_order) {
+    pthread_t t[8];
+    int id[8], i, k, good = 0;
+    char text[16];
+    begin();
+    for (i = 0; i < 8; i++) {
+        id[i] = i;
+        CHECK_EQ(pthread_create(&t[i], NULL, queue_thread, &id[i]), 0);
+    }
+    for (i = 0; i < 8; i++) {
+        void *failed = NULL;
+        CHECK_EQ(pthread_join(t[i], &failed), 0);
+        CHECK(failed == NULL);
+    }
+    for (i = 0; i < 8; i++) {
+        for (k = 0; k < 50; k++) {
+            snprintf(text, sizeof text, "%d:%d", i, k);
+            good += gets(&b, (uint8_t)i, text);
+        }
+    }
+    CHECK_EQ(good, 400);
+    CHECK(drained(&a));
+    CHECK_EQ(stats_of(&b).messages_in, 400);
+    finish();
+}
+
+TEST(peers_without_threads_or_disk_deliver_while_they_are_pumped) {
+    opcomms_enqueue_options o = no_options();
+    opcomms_event e;
+    opcomms_error err;
+    char text[8];
+    uint64_t number, then = 0;
+    size_t len = 0;
+    int i, got = 0;
+    prepare();
+    ca.flags = cb.flags = OPCOMMS_NO_BACKGROUND | OPCOMMS_MEMORY_STORE;
+    CHECK_EQ(up(&a), OPCOMMS_OK);
+    CHECK_EQ(up(&b), OPCOMMS_OK);
+    o.level = OPCOMMS_LEVEL_CONSUMED;
+    number = queue_with("pump", &o);
+    for (i = 0; i < 20000 && then == 0; i++) {
+        CHECK_EQ(opcomms_poll(a.peer, 0), OPCOMMS_OK);
+        CHECK_EQ(opcomms_poll(b.peer, 1), OPCOMMS_OK);
+        if (opcomms_check_receive(b.peer, NULL, text, sizeof text, &len, &err) == OPCOMMS_OK) got++;
+        if (opcomms_next_event(a.peer, 0, &e) == OPCOMMS_OK && e.state == OPCOMMS_STATE_CONSUMED) {
+            then = e.number;
+        }
+    }
+    CHECK_EQ(then, number);
+    CHECK_EQ(got, 1);
+    CHECK(len == 4 && memcmp(text, "pump", 4) == 0);
+    CHECK_EQ(opcomms_queued_count(a.peer, NULL), 0);
+    finish();
+}
+
+TEST(a_message_of_20_mb_and_small_ones_beside_it_arrive) {
+    const size_t size = 20000000;
+    uint8_t *data = (uint8_t *)malloc(size), *back = (uint8_t *)malloc(size);
+    opcomms_identifier to;
+    opcomms_message *m = NULL;
+    opcomms_error err;
+    char text[16];
+    size_t i, at = 0, got = 0;
+    prepare();
+    ca.message_bytes_max = cb.message_bytes_max = size;
+    CHECK_EQ(up(&a), OPCOMMS_OK);
+    CHECK_EQ(up(&b), OPCOMMS_OK);
+    for (i = 0; i < size; i++) data[i] = (uint8_t)(i * 7 + i / 253);
+    to = mailbox(&b, 1);
+    CHECK_EQ(opcomms_enqueue(a.peer, &to, b.address, NULL, 0, data, size, NULL, NULL, &err),
+             OPCOMMS_OK);
+    for (i = 0; i < 50; i++) {
+        snprintf(text, sizeof text, "%u", (unsigned)i);
+        (void)queue(text);
+    }
+    CHECK_EQ(opcomms_enqueue(a.peer, &to, b.address, NULL, 0, "after", 5, NULL, NULL, &err),
+             OPCOMMS_OK);
+    for (i = 0; i < 50; i++) {
+        snprintf(text, sizeof text, "%u", (unsigned)i);
+        CHECK(gets(&b, 0, text));
+    }
+    CHECK_EQ(opcomms_receive_id(b.peer, 1, LONG, &m, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_message_size(m), size);
+    while (opcomms_message_read(m, at, back + at, size - at, &got) == OPCOMMS_OK && got > 0) {
+        at += got;
+    }
+    CHECK(at == size && memcmp(data, back, size) == 0);
+    CHECK_EQ(opcomms_ack(m, &err), OPCOMMS_OK);
+    CHECK(gets(&b, 1, "after"));
+    CHECK(drained(&a));
+    finish();
+    free(data);
+    free(back);
+}
+
 int main(void) {
     if (!party_begin()) return 1;
     pthread_mutex_init(&disk.lock, NULL);
@@ -947,5 +1396,16 @@ int main(void) {
     RUN(a_commit_that_is_refused_has_done_nothing);
     RUN(a_commit_finds_room_for_all_its_expiries);
     RUN(a_batch_is_handed_out_in_order_and_acknowledged_as_one);
+    RUN(a_message_that_ran_out_of_attempts_waits_as_a_dead_letter);
+    RUN(a_message_whose_time_has_passed_waits_as_a_dead_letter);
+    RUN(what_the_receivers_routes_refuse_is_dead_and_the_rest_goes_on);
+    RUN(a_send_repeated_under_its_number_is_stored_once);
+    RUN(an_older_log_of_the_sender_stops_everything_until_it_is_accepted);
+    RUN(an_older_log_of_the_receiver_stops_everything_until_it_is_accepted);
+    RUN(a_tarpc_peer_gets_everything_in_order);
+    RUN(what_was_tried_by_tarpc_and_comes_natively_is_uncertain);
+    RUN(eight_threads_queue_at_once_and_each_keeps_its_order);
+    RUN(peers_without_threads_or_disk_deliver_while_they_are_pumped);
+    RUN(a_message_of_20_mb_and_small_ones_beside_it_arrive);
     return party_end();
 }
