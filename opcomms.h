@@ -1081,6 +1081,14 @@ OPCOMMS_API opcomms_err opcomms_commit(opcomms_peer *peer, opcomms_message *cons
    OPCOMMS_E_BUFFER: cap is too small. OPCOMMS_E_EMPTY: there is none. */
 OPCOMMS_API opcomms_err opcomms_get_state(opcomms_peer *peer, void *buf, size_t cap, size_t *len);
 
+/* A copy of the log of a running peer at `path`, where there must be nothing yet: all that is kept
+   at one moment between call and return, in a file that opens as a log, complete and synced when it
+   appears under its name. Encrypted as the log is. Whoever opens it later instead of the log puts an
+   older state in its place: other peers find out, see opcomms_accept_rollback. OPCOMMS_E_IN_USE:
+   something is there; OPCOMMS_E_UNSUPPORTED: a memory store; OPCOMMS_E_IO; _CLOSED, _POISONED,
+   _BUSY (callback). Any thread; blocks, while the peer goes on. */
+OPCOMMS_API opcomms_err opcomms_backup(opcomms_peer *peer, const char *path, opcomms_error *err);
+
 /* A log, ours or the other peer's, was replaced by an older copy (or copied): event
    OPCOMMS_STATE_ROLLBACK, and OPCOMMS_E_ROLLBACK for what is sent there. Nothing moves between the
    two until the operator of the peer that reported it, or of both, has looked and says go on. What
@@ -23575,6 +23583,29 @@ OPCOMMS_API opcomms_err opcomms_get_state(opcomms_peer *peer, void *buf, size_t 
     }
     opc__peer_unlock(peer);
     return rc;
+}
+
+OPCOMMS_API opcomms_err opcomms_backup(opcomms_peer *peer, const char *path, opcomms_error *err) {
+    opcomms_err rc;
+    int begun = 0;
+    if (peer == NULL || path == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    opc__mutex_lock(&peer->lock);
+    do {
+        rc = opc__pub_local(peer);
+        if (rc == OPCOMMS_OK) {
+            rc = peer->store->c->backup(peer->store, begun ? NULL : path);
+            if (rc == OPCOMMS_OK && !begun) {
+                begun = 1;
+                rc = OPCOMMS_E_AGAIN;
+            }
+        }
+        if (rc == OPCOMMS_E_AGAIN) { /* the steps make it; before it begins a compaction may end */
+            opc__peer_kick(peer);
+            opc__pub_rest(peer, 10000u);
+        }
+    } while (rc == OPCOMMS_E_AGAIN);
+    opc__peer_unlock(peer);
+    return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, path);
 }
 
 OPCOMMS_API opcomms_err opcomms_accept_rollback(opcomms_peer *peer, const char *hash,

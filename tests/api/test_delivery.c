@@ -1372,6 +1372,36 @@ TEST(a_message_of_20_mb_and_small_ones_beside_it_arrive) {
     free(back);
 }
 
+TEST(a_backup_of_a_running_peer_opens_as_its_log) {
+    char path[128], lock[140], log[128];
+    opcomms_identifier to;
+    opcomms_error err;
+    uint64_t number = 0;
+    begin();
+    to = mailbox(&a, 0);
+    CHECK_EQ(opcomms_send(a.peer, b.hash, b.address, "kept", 4, 0, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_enqueue(b.peer, &to, "127.0.0.1:1", NULL, 0, "q", 1, NULL, &number, &err),
+             OPCOMMS_OK);
+    snprintf(path, sizeof path, "%s/copy.log", dir);
+    CHECK_EQ(opcomms_backup(b.peer, path, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_backup(b.peer, path, &err), OPCOMMS_E_IN_USE);
+    CHECK(gets(&b, 0, "kept")); /* it is still in the copy */
+    down(&b);
+    memcpy(log, b.log, sizeof log);
+    memcpy(b.log, path, sizeof log);
+    CHECK_EQ(up(&b), OPCOMMS_OK);
+    CHECK(gets(&b, 0, "kept"));
+    CHECK_EQ(opcomms_queued_count(b.peer, NULL), 1);
+    CHECK_EQ(opcomms_cancel(b.peer, number, &err), OPCOMMS_OK);
+    down(&b);
+    memcpy(b.log, log, sizeof log);
+    unlink(path);
+    snprintf(lock, sizeof lock, "%s.lock", path);
+    unlink(lock);
+    CHECK_EQ(up(&b), OPCOMMS_OK);
+    finish();
+}
+
 int main(void) {
     if (!party_begin()) return 1;
     pthread_mutex_init(&disk.lock, NULL);
@@ -1407,5 +1437,6 @@ int main(void) {
     RUN(eight_threads_queue_at_once_and_each_keeps_its_order);
     RUN(peers_without_threads_or_disk_deliver_while_they_are_pumped);
     RUN(a_message_of_20_mb_and_small_ones_beside_it_arrive);
+    RUN(a_backup_of_a_running_peer_opens_as_its_log);
     return party_end();
 }
