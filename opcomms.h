@@ -17135,7 +17135,8 @@ struct opcomms_peer {
     int hungry;            /* the next of them is to be told to a sender, or lets it go on */
     int64_t wall_s;        /* at the beginning of this step */
     opc__call *directs;    /* of threads that wait, without a connection so far */
-    uint64_t direct_number;
+    uint64_t direct_first;  /* numbers of this opening are above it, */
+    uint64_t direct_number; /* up to this one */
     opc__peer_aim aims[OPC__PEER_AIMS];
     opc__peer_lent lent[OPC__PEER_LENT];
     opc__known known[OPC__PEER_KNOWN];
@@ -21877,6 +21878,7 @@ OPC__FN void opc__pub_open_tables(opcomms_peer *p) {
 
 /* The rest of new, once the peer's memory and locks stand. */
 OPC__FN opcomms_err opc__pub_open(opcomms_peer *p, opcomms_error *err) {
+    opc__epoch now;
     opcomms_err rc = opc__pub_open_keys(p, err);
     if (rc != OPCOMMS_OK) return rc;
     rc = opc__pub_tables(p, err);
@@ -21890,6 +21892,9 @@ OPC__FN opcomms_err opc__pub_open(opcomms_peer *p, opcomms_error *err) {
                       p->cfg.queue_depth_max, p->cfg.mailboxes_max);
     rc = opc__pub_open_store(p, err);
     if (rc != OPCOMMS_OK) return rc;
+    p->store->c->epoch(p->store, &now); /* no number of another opening is one of this */
+    p->direct_first = (now.random & 0x7fffffffu) << 32;
+    p->direct_number = p->direct_first;
     rc = opc__mailbox_open(&p->mailbox, (const uint8_t *)p->hash_text, 64, 0, &p->own_box);
     if (rc != OPCOMMS_OK) return opc__err_set(err, rc, 0, NULL);
     opc__peer_visible(p);
@@ -22053,6 +22058,12 @@ OPC__FN int opc__pub_try_native(opcomms_peer *p, opc__call *call, const char *ha
                           opc__peer_inside(p) ? OPCOMMS_E_BUSY : OPCOMMS_E_CLOSED, 0, NULL);
         call->done = 1;
     }
+    if (!call->done && call->number != 0 &&
+        (call->number <= p->direct_first || call->number > p->direct_number)) {
+        rc = opc__err_set(&call->detail, OPCOMMS_E_UNKNOWN_OUTCOME, 0,
+                          "a number of an earlier opening");
+        call->done = 1;
+    }
     call->result = rc;
     tarpc = !call->done && address != NULL &&
             opc__node_knows_tarpc(p, call->server, &call->to);
@@ -22207,6 +22218,9 @@ OPCOMMS_API opcomms_err opcomms_send_numbered(opcomms_peer *peer, const char *ha
     memset(&call, 0, sizeof call);
     rc = opc__pub_payload(peer, &call, data, len, 0, err);
     if (rc != OPCOMMS_OK) return rc;
+    if (*number != 0) {
+        return opc__err_set(err, OPCOMMS_E_UNKNOWN_OUTCOME, 0, "tarpc knows no numbers");
+    }
     return opc__pub_call(peer, hash, address, &call, timeout_ms, err);
 }
 
