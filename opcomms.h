@@ -10691,7 +10691,8 @@ typedef struct opc__look {
     opc__log_scan c;
     opc__look_list m;     /* the index */
     opc__look_list tried; /* by number: operations of type 6 and 7 */
-    opc__store *notes_to; /* a salvage: where notes are copied to */
+    opc__store *to; /* a salvage that writes: the new log, */
+    size_t copied;  /* and how much of the index it has */
     int all;        /* the acknowledged stay in the index */
     int newer;      /* it holds what only a newer version understands */
     int larger;     /* and a message that only a larger OPCOMMS_MAX_FRAME has room for */
@@ -10905,15 +10906,83 @@ OPC__FN opcomms_err opc__look_add(opc__look *k, uint64_t uid, unsigned kind, uin
     return OPCOMMS_OK;
 }
 
+/* What became of a message, into the new log. */
+OPC__FN opcomms_err opc__look_copy_state(opc__store *to, const opc__msg_meta *m) {
+    uint64_t unused = 0;
+    opc__try t;
+    memset(&t, 0, sizeof t);
+    t.uid = m->uid;
+    t.attempts = m->attempts;
+    t.code = m->code;
+    t.tried = m->tried;
+    t.dead = m->kind == OPC__KIND_DEAD;
+    t.time_s = m->dead_s;
+    return to->c->tried(to, &t, &unused);
+}
+
+/* One message into the new log, under its old number. Of one that is over only that its number was
+   seen from its stream. */
+OPC__FN opcomms_err opc__look_copy(opc__look *k, opc__store *to, uint64_t ref, int over) {
+    opc__log *l = k->log;
+    opc__msg_meta meta;
+    uint8_t buf[4096];
+    uint64_t at = 0, uid = 0, unused = 0;
+    uint32_t put = 0;
+    size_t got = 0;
+    int state;
+    opcomms_err rc = opc__look_meta(k, ref, &meta); /* its dest lies in the head: stays meanwhile */
+    if (over && (rc == OPCOMMS_E_LOG_DAMAGED || rc == OPCOMMS_E_LIMIT)) return OPCOMMS_OK;
+    if (rc == OPCOMMS_OK && over && meta.stream == OPC__STREAM_NONE) return OPCOMMS_OK;
+    if (rc == OPCOMMS_OK) rc = to->c->begin(to, &put);
+    if (rc != OPCOMMS_OK) return rc;
+    state = meta.kind == OPC__KIND_DEAD || meta.attempts != 0 || meta.code != 0 || meta.tried != 0;
+    if (over) meta.bytes = 0;
+    while (rc == OPCOMMS_OK && at < meta.bytes) {
+        rc = opc__log_read(&l->base, ref, at, buf, sizeof buf, &got);
+        if (rc == OPCOMMS_OK && got == 0) rc = OPCOMMS_E_LOG_DAMAGED;
+        if (rc == OPCOMMS_OK) rc = to->c->data(to, put, buf, got);
+        at += got;
+    }
+    if (rc == OPCOMMS_OK) {
+        opc__msg_meta fresh = meta;
+        if (meta.kind == OPC__KIND_DEAD) fresh.kind = OPC__KIND_OUT;
+        opc__log_of(to)->uid = meta.uid - 1;
+        rc = to->c->commit(to, put, &fresh, &uid, &ref, &unused);
+        OPCOMMS_ASSERT(rc != OPCOMMS_OK || uid == meta.uid);
+    }
+    if (rc != OPCOMMS_OK) {
+        to->c->abort(to, put);
+        return rc;
+    }
+    if (over) return to->c->ack(to, ref, uid, &unused);
+    return state ? opc__look_copy_state(to, &meta) : OPCOMMS_OK;
+}
+
+/* All messages that lie before `place`, in their order. */
+OPC__FN opcomms_err opc__look_copy_until(opc__look *k, uint64_t place) {
+    while (k->copied < k->m.count && k->m.ref[k->copied] < place) {
+        size_t i = k->copied++;
+        unsigned kind = k->m.key[i] & 3u;
+        opcomms_err rc = OPCOMMS_OK;
+        if (kind != OPC__LOOK_BROKEN) {
+            rc = opc__look_copy(k, k->to, k->m.ref[i], kind == OPC__LOOK_ACKED);
+        }
+        if (rc != OPCOMMS_OK) return rc;
+    }
+    return OPCOMMS_OK;
+}
+
 /* One operation of a valid batch. */
 OPC__FN opcomms_err opc__look_op(opc__look *k, unsigned type, const uint8_t *body, uint32_t n,
                                  uint64_t ref) {
     size_t len;
-    if (k->notes_to != NULL) { /* all else is known */
+    if (k->to != NULL) { /* all else is known */
         uint8_t *b = NULL;
         opcomms_err rc;
         if (!opc__log_is_note(type)) return OPCOMMS_OK;
-        rc = opc__log_op(opc__log_of(k->notes_to), type, n, OPC__LOG_ANY, &b, &ref);
+        rc = opc__look_copy_until(k, ref);
+        if (rc != OPCOMMS_OK) return rc;
+        rc = opc__log_op(opc__log_of(k->to), type, n, OPC__LOG_ANY, &b, &ref);
         if (rc == OPCOMMS_OK && n > 0) memcpy(b, body, n);
         return rc;
     }
@@ -11065,8 +11134,7 @@ OPC__FN opcomms_err opc__look_survey(opc__look *k, uint64_t limit) {
         k->r.bad_parts++;
         k->r.bad_bytes += next - at;
         /* A batch older than the one before it was cut off once: nobody was shown what is in it. */
-        rc = older || k->notes_to != NULL || k->log->blind ? OPCOMMS_OK
-                                                           : opc__look_pick(k, at, next);
+        rc = older || k->to != NULL || k->log->blind ? OPCOMMS_OK : opc__look_pick(k, at, next);
         if (rc != OPCOMMS_OK) return rc;
         at = next;
     }
@@ -11210,66 +11278,16 @@ OPC__FN opcomms_err opc__look_read(opc__look *k, const opcomms_platform *plat, o
     }
 }
 
-/* What became of a message, into the new log. */
-OPC__FN opcomms_err opc__look_copy_state(opc__store *to, const opc__msg_meta *m) {
-    uint64_t unused = 0;
-    opc__try t;
-    memset(&t, 0, sizeof t);
-    t.uid = m->uid;
-    t.attempts = m->attempts;
-    t.code = m->code;
-    t.tried = m->tried;
-    t.dead = m->kind == OPC__KIND_DEAD;
-    t.time_s = m->dead_s;
-    return to->c->tried(to, &t, &unused);
-}
-
-/* One message into the new log, under its old number. Of one that is over only that its number was
-   seen from its stream. */
-OPC__FN opcomms_err opc__look_copy(opc__look *k, opc__store *to, uint64_t ref, int over) {
-    opc__log *l = k->log;
-    opc__msg_meta meta;
-    uint8_t buf[4096];
-    uint64_t at = 0, uid = 0, unused = 0;
-    uint32_t put = 0;
-    size_t got = 0;
-    int state;
-    opcomms_err rc = opc__look_meta(k, ref, &meta); /* its dest lies in the head: stays meanwhile */
-    if (over && (rc == OPCOMMS_E_LOG_DAMAGED || rc == OPCOMMS_E_LIMIT)) return OPCOMMS_OK;
-    if (rc == OPCOMMS_OK && over && meta.stream == OPC__STREAM_NONE) return OPCOMMS_OK;
-    if (rc == OPCOMMS_OK) rc = to->c->begin(to, &put);
-    if (rc != OPCOMMS_OK) return rc;
-    state = meta.kind == OPC__KIND_DEAD || meta.attempts != 0 || meta.code != 0 || meta.tried != 0;
-    if (over) meta.bytes = 0;
-    while (rc == OPCOMMS_OK && at < meta.bytes) {
-        rc = opc__log_read(&l->base, ref, at, buf, sizeof buf, &got);
-        if (rc == OPCOMMS_OK && got == 0) rc = OPCOMMS_E_LOG_DAMAGED;
-        if (rc == OPCOMMS_OK) rc = to->c->data(to, put, buf, got);
-        at += got;
-    }
-    if (rc == OPCOMMS_OK) {
-        opc__msg_meta fresh = meta;
-        if (meta.kind == OPC__KIND_DEAD) fresh.kind = OPC__KIND_OUT;
-        opc__log_of(to)->uid = meta.uid - 1;
-        rc = to->c->commit(to, put, &fresh, &uid, &ref, &unused);
-        OPCOMMS_ASSERT(rc != OPCOMMS_OK || uid == meta.uid);
-    }
-    if (rc != OPCOMMS_OK) {
-        to->c->abort(to, put);
-        return rc;
-    }
-    if (over) return to->c->ack(to, ref, uid, &unused);
-    return state ? opc__look_copy_state(to, &meta) : OPCOMMS_OK;
-}
-
-/* All notes in their order. */
-OPC__FN opcomms_err opc__look_copy_notes(opc__look *k, opc__store *to) {
+/* Messages and notes in the order of the file: the owner may rely on it. */
+OPC__FN opcomms_err opc__look_copy_all(opc__look *k, opc__store *to) {
     opcomms_log_report r = k->r;
     uint64_t counter = k->c.counter;
     opcomms_err rc;
-    k->notes_to = to;
+    k->to = to;
+    k->copied = 0;
     rc = opc__look_survey(k, k->c.size);
-    k->notes_to = NULL;
+    if (rc == OPCOMMS_OK) rc = opc__look_copy_until(k, UINT64_MAX);
+    k->to = NULL;
     k->r = r;
     k->c.counter = counter;
     return rc;
@@ -11289,7 +11307,6 @@ OPC__FN opcomms_err opc__look_write(opc__look *k, const char *path, opcomms_erro
     opc__log_options o;
     opc__store_owner owner;
     opc__store *to = NULL;
-    size_t i;
     opcomms_err rc, rc2;
     memset(&o, 0, sizeof o);
     memset(&owner, 0, sizeof owner);
@@ -11302,17 +11319,13 @@ OPC__FN opcomms_err opc__look_write(opc__look *k, const char *path, opcomms_erro
     o.puts_max = 1;
     o.log_bytes_max = UINT64_MAX >> 1;
     o.counter_floor = k->c.counter;
-    /* The bad parts may have held higher numbers, which must not be given out again. */
-    o.uid_floor = k->floor + (k->r.bad_parts > 0 || k->r.bad_at != 0 ? OPC__LOG_UID_SKIP : 0);
+    /* What is lost may have had higher numbers, which must not be given out again. That nothing is
+       lost nobody can know: a file that was cut short looks like one that ends there. */
+    o.uid_floor = k->floor + OPC__LOG_UID_SKIP;
     if (o.uid_floor > OPC__LOG_UID_MAX) o.uid_floor = OPC__LOG_UID_MAX;
     rc = opc__log_open(&o, &to, err);
     if (rc != OPCOMMS_OK) return rc;
-    if (rc == OPCOMMS_OK) rc = opc__look_copy_notes(k, to);
-    for (i = 0; rc == OPCOMMS_OK && i < k->m.count; i++) {
-        unsigned kind = k->m.key[i] & 3u;
-        if (kind == OPC__LOOK_BROKEN) continue;
-        rc = opc__look_copy(k, to, k->m.ref[i], kind == OPC__LOOK_ACKED);
-    }
+    rc = opc__look_copy_all(k, to);
     rc2 = to->c->close(to);
     if (rc == OPCOMMS_OK) rc = rc2;
     return rc == OPCOMMS_OK ? rc : opc__err_set(err, rc, 0, "while it was copied");

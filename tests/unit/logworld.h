@@ -102,7 +102,7 @@ static inline opcomms_err on_seen(void *user, const opc__msg_meta *m) {
     found *f = (found *)user;
     f->wrong += m->stream == OPC__STREAM_NONE || m->number <= f->seen || m->kind != OPC__KIND_IN;
     f->wrong += m->epoch.counter != 7 || m->epoch.random != ~m->number;
-    f->seen = m->number;
+    if (m->number > f->seen) f->seen = m->number;
     return OPCOMMS_OK;
 }
 
