@@ -349,6 +349,10 @@ TEST(every_field_of_the_config_has_a_key_or_is_the_programs_own) { /* also those
     MARK(password_user);
     MARK(event);
     MARK(event_user);
+    MARK(log_password);
+    MARK(log_password_user);
+    MARK(log_password_new);
+    MARK(log_password_new_user);
     for (i = 0; i < sizeof map; i++) {
         if (!map[i]) printf("byte %u of opcomms_config\n", (unsigned)i);
         unknown += !map[i];
