@@ -73,12 +73,12 @@ options OPCOMMS_NO_POSIX -DOPCOMMS_NO_POSIX
 options "OPCOMMS_NO_POSIX and OPCOMMS_NO_THREADS" -DOPCOMMS_NO_POSIX -DOPCOMMS_NO_THREADS
 options OPCOMMS_NO_CRC_HARDWARE -DOPCOMMS_NO_CRC_HARDWARE
 options "smallest OPCOMMS_MAX_FRAME" -DOPCOMMS_MAX_FRAME=1024u
-options "largest OPCOMMS_MAX_FRAME" -DOPCOMMS_MAX_FRAME=0x7fffffffu
+options "largest OPCOMMS_MAX_FRAME" -DOPCOMMS_MAX_FRAME=0x6400000u
 step "plain POSIX: musl-gcc" check_c musl-gcc -std=c99 $implement \
     -DOPCOMMS_NO_LINUX -DOPCOMMS_NO_THREADS -D_POSIX_C_SOURCE=200809L
 step "OPCOMMS_MAX_FRAME too small" fails check_c gcc -std=c99 $implement -DOPCOMMS_MAX_FRAME=1023u
 step "OPCOMMS_MAX_FRAME too large" \
-    fails check_c gcc -std=c99 $implement -DOPCOMMS_MAX_FRAME=0x80000000u
+    fails check_c gcc -std=c99 $implement -DOPCOMMS_MAX_FRAME=0x6400001u
 
 public() { # options: what the compiler sees of the public part
     echo '#include "opcomms.h"' | gcc -E -P -I. "$@" -x c - 2>&1
