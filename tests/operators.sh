@@ -26,6 +26,7 @@ start() { # program name [peers]: its input is the fifo $work/NAME.in, its outpu
     program=$1
     name=$2
     shift 2
+    : >"$work/$name.out" # what it said when its key was made must not be taken for what it says now
     "$program" "$work/$name.key" 127.0.0.1:0 "$work/allow.yaml" "$work/routes.yaml" "$@" \
         <"$work/$name.in" >"$work/$name.out" 2>&1 3>&- 4>&- &
     pids="$pids $!"
