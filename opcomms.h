@@ -1081,12 +1081,12 @@ OPCOMMS_API opcomms_err opcomms_commit(opcomms_peer *peer, opcomms_message *cons
    OPCOMMS_E_BUFFER: cap is too small. OPCOMMS_E_EMPTY: there is none. */
 OPCOMMS_API opcomms_err opcomms_get_state(opcomms_peer *peer, void *buf, size_t cap, size_t *len);
 
-/* A copy of the log of a running peer at `path`, where there must be nothing yet: all that is kept
-   at one moment between call and return, in a file that opens as a log, complete and synced when it
-   appears under its name. Encrypted as the log is. Whoever opens it later instead of the log puts an
-   older state in its place: other peers find out, see opcomms_accept_rollback. OPCOMMS_E_IN_USE:
-   something is there; OPCOMMS_E_UNSUPPORTED: a memory store; OPCOMMS_E_IO; _CLOSED, _POISONED,
-   _BUSY (callback). Any thread; blocks, while the peer goes on. */
+/* A copy of the log of a running peer at `path`, where there must be nothing yet: all that is
+   kept at one moment between call and return, in a file that opens as a log, complete and synced
+   when it appears under its name. Encrypted as the log is. Whoever opens it later instead of the
+   log puts an older state in its place: other peers find out, see opcomms_accept_rollback.
+   OPCOMMS_E_IN_USE: something is there; OPCOMMS_E_UNSUPPORTED: a memory store; OPCOMMS_E_IO;
+   _CLOSED, _POISONED, _BUSY (callback). Any thread; blocks, while the peer goes on. */
 OPCOMMS_API opcomms_err opcomms_backup(opcomms_peer *peer, const char *path, opcomms_error *err);
 
 /* A log, ours or the other peer's, was replaced by an older copy (or copied): event

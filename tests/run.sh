@@ -11,7 +11,7 @@ failed=0
 
 list() { # NAME FILE of every part; the long ones first
     for file in tests/sim/test_*.c tests/compile/run.sh tests/lint/run.sh tests/fuzz/run.sh \
-        tests/tool/run.sh tests/examples/run.sh tests/unit/test_*.c tests/api/test_*.c; do
+        tests/tool/run.sh tests/crash/run.sh tests/examples/run.sh tests/unit/test_*.c tests/api/test_*.c; do
         [ -e "$file" ] || continue
         case "$file" in
         *.c) name=$(basename "$file" .c) ;;
