@@ -46,6 +46,9 @@ fuzz: test-deps ## every fuzz target for T seconds (default 30)
 interop: test-deps ## the matrix against an independent Rust peer, both directions
 	@sh tests/interop/interop.sh
 
+delivery: test-deps ## throughput of the outbox beside libzmq and the raw limits; a chart
+	@sh tests/bench/delivery.sh
+
 bench: test-deps ## speed, memory and size, each next to its raw limit
 	@sh tests/bench/run.sh
 
@@ -55,4 +58,4 @@ help: ## this list
 clean: ## removes what was built
 	rm -rf $(BUILD)
 
-.PHONY: all examples deps test-deps demo test check-asan check-tsan fuzz interop bench help clean
+.PHONY: all examples deps test-deps demo test check-asan check-tsan fuzz interop delivery bench help clean

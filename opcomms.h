@@ -20457,6 +20457,7 @@ OPC__FN void opc__node_step(opcomms_peer *p, size_t n) {
         opc__node_outbox(p, now);
         if (p->directs != NULL) opc__node_directs(p);
         opc__node_pump_all(p, now);
+        if (!p->flushing) opc__peer_compact(p); /* its last piece needs that no flush runs */
         opc__peer_flush(p, now);
     }
     for (i = p->slots_count; i > 0; i--) {

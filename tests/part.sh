@@ -1,6 +1,7 @@
 #!/bin/sh
 # part.sh NAME FILE: builds and runs one part of the suite; leaves its output in build/tests/NAME.log
-# and its exit code in build/tests/NAME.rc. Called by run.sh.
+# and its exit code in build/tests/NAME.rc. Called by run.sh. By clang when it is there, which builds
+# with sanitizers in half of gcc's time.
 out=build/tests
 name=$1
 san=${SAN-address,undefined}
@@ -11,7 +12,7 @@ tests/sim/*) opt=-O1 ;;
 esac
 case "$2" in
 *.c)
-    if ${CC:-cc} -std=gnu11 -g1 $opt -Wall -Wextra ${san:+-fsanitize=$san -fno-sanitize-recover=all} \
+    if ${CC:-$(command -v clang || echo cc)} -std=gnu11 -g1 $opt -Wall -Wextra ${san:+-fsanitize=$san -fno-sanitize-recover=all} \
         -I. -Itests -Itests/unit -Itests/api -Itests/sim "$2" -lbearssl -lpthread -o "$out/$name" \
         >"$log" 2>&1; then
         timeout "${PART_SECONDS:-250}" "$out/$name" >"$log" 2>&1
