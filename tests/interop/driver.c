@@ -112,6 +112,8 @@ static opcomms_err open_peer(char **argv, int listens, opcomms_peer **peer, opco
     cfg.ca_key_file = option(argv, "--ca", NULL);
     cfg.log_path = option(argv, "--log", NULL);
     if (cfg.log_path == NULL) cfg.flags |= OPCOMMS_MEMORY_STORE;
+    /* Connections are counted: none is made to ask whether a server speaks the native protocol. */
+    cfg.flags |= OPCOMMS_TARPC_ONLY;
     cfg.mailboxes_max = (uint32_t)number(argv, "--mailboxes", 0);
     cfg.frame_bytes_max = (uint32_t)number(argv, "--frame", 0);
     if (strcmp(option(argv, "--protocol", ""), "newer") == 0) cfg.protocol = OPCOMMS_PROTOCOL_NEWER;
