@@ -367,7 +367,7 @@ static void ten_of_twenty(uint32_t slice) {
 
 /* At any call the disk fails once; renaming in both ways. */
 TEST(a_compaction_that_fails_is_given_up_and_the_log_goes_on) {
-    static const uint32_t slices[] = {100, 700, 4000, 0};
+    static const uint32_t slices[] = {100, 300, 700, 2000, 4000, 0};
     uint64_t n, kinds[FD_KINDS] = {0}, poisoned = 0, went_on = 0, calls = 0;
     int k = 0;
     for (n = 1; n < 400; n++) {
@@ -433,10 +433,10 @@ TEST(a_compaction_that_fails_is_given_up_and_the_log_goes_on) {
         if (++k == sizeof slices / sizeof slices[0]) break;
         n = 0;
     }
-    CHECK(calls > 50);
+    CHECK(calls > 80);
     CHECK(kinds[FD_OPEN] > 0 && kinds[FD_WRITE] > 9 && kinds[FD_SYNC] > 0 && kinds[FD_READ] > 30);
     CHECK(kinds[FD_RENAME] > 0 && kinds[FD_DIR_SYNC] > 0 && kinds[FD_RANDOM] > 0);
-    CHECK(poisoned > 0 && went_on > 40);
+    CHECK(poisoned > 0 && went_on > 60);
     printf("calls of a compaction that failed: %llu\n", (unsigned long long)calls);
 }
 
@@ -672,9 +672,12 @@ TEST(a_backup_holds_what_was_live_and_opens_as_a_log_while_the_log_goes_on) {
 
 TEST(a_backup_that_fails_anywhere_leaves_no_file_and_the_log_as_it_was) {
     uint64_t n, failed = 0;
+    int i;
     for (n = 1; n < 300; n++) {
         opcomms_err rc;
         ten_of_twenty(3000);
+        for (i = 0; i < 8; i++) put(MSG_PLAIN, 20000); /* more than is read at once */
+        CHECK_EQ(flush_rc(w.s), OPCOMMS_OK);
         disk.fail_at = disk.calls + n;
         disk.failed_call = -1;
         rc = backup();
@@ -695,8 +698,8 @@ TEST(a_backup_that_fails_anywhere_leaves_no_file_and_the_log_as_it_was) {
         CHECK_EQ(disk.handles, 0);
         if (disk.failed_call < 0) break;
     }
-    CHECK(n > 10 && n < 300);
-    CHECK(failed > 8);
+    CHECK(n > 20 && n < 300);
+    CHECK(failed > 15);
 }
 
 TEST(a_reference_tells_how_much_room_a_message_takes) {
