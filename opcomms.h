@@ -7232,6 +7232,10 @@ typedef struct opc__epoch {
     uint64_t random;
 } opc__epoch;
 
+OPC__FN int opc__epoch_equal(const opc__epoch *a, const opc__epoch *b) {
+    return a->counter == b->counter && a->random == b->random;
+}
+
 /* What a stored message is. */
 enum {
     OPC__KIND_IN = 0,  /* received, unread */
@@ -7367,6 +7371,20 @@ typedef struct opc__store_class {
 struct opc__store {
     const opc__store_class *c;
 };
+
+/* All of n bytes of a message from `offset` on. */
+OPC__FN opcomms_err opc__store_read_all(opc__store *s, uint64_t ref, uint64_t offset, uint8_t *buf,
+                                        size_t n) {
+    size_t at = 0;
+    while (at < n) {
+        size_t got = 0;
+        opcomms_err rc = s->c->read(s, ref, offset + at, buf + at, n - at, &got);
+        if (rc != OPCOMMS_OK) return rc;
+        if (got == 0) return OPCOMMS_E_LOG_DAMAGED;
+        at += got;
+    }
+    return OPCOMMS_OK;
+}
 
 /* What a store tells whoever owns it. All but `user` may be NULL. */
 typedef struct opc__store_owner {
@@ -11519,7 +11537,6 @@ enum {
     OPC__NATIVE_ABORT = 4,
     OPC__NATIVE_UNCERTAIN = 8
 };
-enum { OPC__NATIVE_RECEIVED = 1, OPC__NATIVE_DURABLE = 2, OPC__NATIVE_CONSUMED = 3 };
 enum { OPC__NATIVE_TAKES_OPEN = 1 }; /* flags of HELLO */
 
 #define OPC__NATIVE_VERSION 1u
@@ -11678,8 +11695,8 @@ OPC__FN size_t opc__native_chunk_head(uint8_t *out, size_t cap, uint32_t channel
 
 OPC__FN size_t opc__native_ack(uint8_t *out, size_t cap, uint32_t channel, unsigned level,
                                uint64_t number, uint64_t credit_messages, uint64_t credit_bytes) {
-    OPCOMMS_ASSERT(level >= OPC__NATIVE_RECEIVED);
-    OPCOMMS_ASSERT(level <= OPC__NATIVE_CONSUMED);
+    OPCOMMS_ASSERT(level >= OPC__LEVEL_RECEIVED);
+    OPCOMMS_ASSERT(level <= OPC__LEVEL_CONSUMED);
     if (cap < OPC__NATIVE_HEAD + 24u) return 0;
     opc__native_head(out, OPC__NATIVE_ACK, level, channel, 24);
     opc__buf_put64(out + 8, number);
@@ -13856,10 +13873,6 @@ OPC__FN void opc__numbers_close(opc__numbers *n, uint32_t i) {
     }
 }
 
-OPC__FN int opc__numbers_same(const opc__epoch *a, const opc__epoch *b) {
-    return a->counter == b->counter && a->random == b->random;
-}
-
 OPC__FN int opc__numbers_check(const opc__numbers *n, uint32_t i, const opc__epoch *epoch,
                                uint64_t number) {
     const opc__numbers_stream *s = &n->streams[i];
@@ -13883,7 +13896,7 @@ OPC__FN void opc__numbers_mark(opc__numbers_stream *s, const opc__epoch *epoch, 
     uint64_t i;
     OPCOMMS_ASSERT(number > 0);
     if (s->number != 0 && epoch->counter < s->epoch.counter) return;
-    if (s->number == 0 || !opc__numbers_same(epoch, &s->epoch)) {
+    if (s->number == 0 || !opc__epoch_equal(epoch, &s->epoch)) {
         s->epoch = *epoch;
         s->number = 0;
         if (s->bits != NULL) memset(s->bits, 0, OPC__NUMBERS_WINDOW / 8u);
@@ -13917,7 +13930,7 @@ OPC__FN void opc__numbers_take(opc__numbers *n, uint32_t i, const opc__epoch *ep
 OPC__FN uint64_t opc__numbers_seen(const opc__numbers *n, uint32_t i, const opc__epoch *epoch) {
     const opc__numbers_stream *s = &n->streams[i];
     OPCOMMS_ASSERT(i < n->streams_top);
-    if (s->kind != OPC__STREAM_QUEUE || !opc__numbers_same(epoch, &s->epoch)) return 0;
+    if (s->kind != OPC__STREAM_QUEUE || !opc__epoch_equal(epoch, &s->epoch)) return 0;
     return s->number;
 }
 
@@ -13952,7 +13965,7 @@ OPC__FN int opc__numbers_was(const opc__numbers *n, const opc__epoch *e) {
     uint32_t i;
     for (i = n->opened_count; i > 0; i--) {
         opc__native_get_epoch(opc__numbers_opened(n, i - 1), &one);
-        if (opc__numbers_same(&one, e)) return 1;
+        if (opc__epoch_equal(&one, e)) return 1;
     }
     return 0;
 }
@@ -13961,7 +13974,7 @@ OPC__FN int opc__numbers_ours(const opc__numbers *n, const opc__numbers_peer *p,
                               const opc__epoch *known) {
     if (known->counter == 0 || n->opened_count == 0) return 0;
     if (opc__numbers_was(n, known)) return 0;
-    if (p != NULL && opc__numbers_same(known, &p->excused)) return 0;
+    if (p != NULL && opc__epoch_equal(known, &p->excused)) return 0;
     return n->opened_count < OPC__NUMBERS_HISTORY ||
            known->counter >= opc__buf_be64(opc__numbers_opened(n, 0));
 }
@@ -13981,7 +13994,7 @@ OPC__FN int opc__numbers_theirs(const opc__numbers_peer *p, const opc__hello *h)
         const opc__epoch *e = opc__numbers_told(h, i);
         if (e->counter > highest) break;
         while (p->list[k].counter < e->counter) k++;
-        if (!opc__numbers_same(&p->list[k], e)) return 1;
+        if (!opc__epoch_equal(&p->list[k], e)) return 1;
     }
     return 0;
 }
@@ -14041,7 +14054,7 @@ OPC__FN opcomms_err opc__numbers_judge(opc__numbers *n, const uint8_t key[32], c
         p->theirs = theirs;
         *changed = 1;
     }
-    if (ours && !opc__numbers_same(&p->blamed, &h->known)) {
+    if (ours && !opc__epoch_equal(&p->blamed, &h->known)) {
         p->blamed = h->known;
         *changed = 1;
     }
@@ -14066,7 +14079,7 @@ OPC__FN int opc__numbers_announced(const opc__numbers *n, const uint8_t key[32],
     uint32_t i = opc__numbers_peer_find(n, key), k;
     if (epoch->counter == 0) return 1;
     for (k = 0; i != OPC__NUMBERS_NONE && k < n->peers[i].count; k++) {
-        if (opc__numbers_same(&n->peers[i].list[k], epoch)) return 1;
+        if (opc__epoch_equal(&n->peers[i].list[k], epoch)) return 1;
     }
     return 0;
 }
@@ -16111,14 +16124,10 @@ OPC__FN void opc__outbox_wake(opc__outbox *o, uint32_t d) {
 
 /* ---- eras ---- */
 
-OPC__FN int opc__outbox_epoch_equal(const opc__epoch *a, const opc__epoch *b) {
-    return a->counter == b->counter && a->random == b->random;
-}
-
 /* The era of a destination, or OPC__ITEMS_NONE. */
 OPC__FN uint32_t opc__outbox_era_find(const opc__outbox *o, uint32_t d, const opc__epoch *epoch) {
     uint32_t r = o->dests[d].era_first;
-    while (r != OPC__ITEMS_NONE && !opc__outbox_epoch_equal(&o->eras[r].epoch, epoch)) {
+    while (r != OPC__ITEMS_NONE && !opc__epoch_equal(&o->eras[r].epoch, epoch)) {
         r = o->eras[r].next;
     }
     return r;
@@ -16160,7 +16169,7 @@ OPC__FN opcomms_err opc__outbox_era_open(opc__outbox *o, uint32_t d, const opc__
     opc__dest *x = &o->dests[d];
     opc__era *a;
     uint32_t r = x->era_last, i, old = o->eras_cap;
-    if (r != OPC__ITEMS_NONE && opc__outbox_epoch_equal(&o->eras[r].epoch, epoch)) {
+    if (r != OPC__ITEMS_NONE && opc__epoch_equal(&o->eras[r].epoch, epoch)) {
         return OPCOMMS_OK;
     }
     if (o->eras_free == OPC__ITEMS_NONE) {
@@ -16302,7 +16311,7 @@ OPC__FN uint32_t opc__outbox_epochs(const opc__outbox *o, const uint8_t server[3
                 if (out[k - 1].counter < e->counter) break;
                 if (out[k - 1].counter == e->counter && out[k - 1].random <= e->random) break;
             }
-            if (k > 0 && opc__outbox_epoch_equal(&out[k - 1], e)) continue;
+            if (k > 0 && opc__epoch_equal(&out[k - 1], e)) continue;
             if (n == cap) return cap + 1;
             memmove(&out[k + 1], &out[k], (size_t)(n - k) * sizeof *out);
             out[k] = *e;
@@ -16423,13 +16432,13 @@ OPC__FN opcomms_err opc__outbox_reserve(opc__outbox *o, uint32_t d, const opc__m
         return OPCOMMS_E_NOMEM;
     }
     if (x->era_last != OPC__ITEMS_NONE &&
-        opc__outbox_epoch_equal(&o->eras[x->era_last].epoch, &m->epoch)) {
+        opc__epoch_equal(&o->eras[x->era_last].epoch, &m->epoch)) {
         return OPCOMMS_OK;
     }
     n = opc__outbox_epochs(o, x->server, seen, OPC__OUTBOX_EPOCHS_MAX);
     if (n >= OPC__OUTBOX_EPOCHS_MAX) {
         for (n = 0; n < OPC__OUTBOX_EPOCHS_MAX; n++) {
-            if (opc__outbox_epoch_equal(&seen[n], &m->epoch)) break;
+            if (opc__epoch_equal(&seen[n], &m->epoch)) break;
         }
         if (n == OPC__OUTBOX_EPOCHS_MAX) return OPCOMMS_E_FULL;
     }
@@ -16465,7 +16474,7 @@ OPC__FN uint32_t opc__outbox_add(opc__outbox *o, uint32_t d, const opc__msg_meta
     opc__era *a;
     OPCOMMS_ASSERT(x->era_last != OPC__ITEMS_NONE);
     a = &o->eras[x->era_last];
-    OPCOMMS_ASSERT(opc__outbox_epoch_equal(&a->epoch, &m->epoch));
+    OPCOMMS_ASSERT(opc__epoch_equal(&a->epoch, &m->epoch));
     OPCOMMS_ASSERT(a->last == OPC__ITEMS_NONE || uid > opc__items_at(o->items, a->last)->uid);
     e->box = d & OPC__ITEMS_BOX_MAX;
     e->who = attempts << 16 | x->era_last;
@@ -18077,11 +18086,11 @@ OPC__FN opcomms_err opc__flow_on_ack(opc__flow *f, const opc__native_event *e) {
     if (e->credit_messages > ch->credit_messages) ch->credit_messages = e->credit_messages;
     if (e->credit_bytes > ch->credit_bytes) ch->credit_bytes = e->credit_bytes;
     if (ch->stream == OPC__STREAM_DIRECT) {
-        if (e->flags >= OPC__NATIVE_DURABLE) opc__flow_answer(f, e->channel, e->number);
+        if (e->flags >= OPC__LEVEL_DURABLE) opc__flow_answer(f, e->channel, e->number);
         return OPCOMMS_OK;
     }
     if (e->number == 0) return OPCOMMS_OK;
-    if (e->flags >= OPC__NATIVE_DURABLE && e->number > ch->settled) {
+    if (e->flags >= OPC__LEVEL_DURABLE && e->number > ch->settled) {
         ch->settled = e->number < ch->last ? e->number : ch->last;
     }
     opc__peer_acked(f->peer, ch->dest, &ch->epoch, e->number, e->flags);
@@ -18154,7 +18163,7 @@ OPC__FN opcomms_err opc__flow_on_state(opc__flow *f, const opc__native_event *e)
         ch->credit_bytes = e->credit_bytes;
         ch->seen = e->number;
         if (e->number > 0 && ch->stream == OPC__STREAM_QUEUE) {
-            opc__peer_acked(f->peer, ch->dest, &ch->epoch, e->number, OPC__NATIVE_DURABLE);
+            opc__peer_acked(f->peer, ch->dest, &ch->epoch, e->number, OPC__LEVEL_DURABLE);
         }
         return OPCOMMS_OK;
     }
@@ -18219,7 +18228,7 @@ OPC__FN uint64_t opc__flow_consumed(opc__flow *f, opc__flow_in *ch) {
             return 0;
         }
         if (meta.stream == ch->stream && meta.from_id == ch->from_id &&
-            meta.epoch.counter == ch->epoch.counter && meta.epoch.random == ch->epoch.random) {
+            opc__epoch_equal(&meta.epoch, &ch->epoch)) {
             return meta.number > 0 ? meta.number - 1 : 0;
         }
     }
@@ -18249,7 +18258,7 @@ OPC__FN int opc__flow_write_acks(opc__flow *f, opc__flow_in *ch, opc__pen *pen) 
         ch->fresh.position = 0;
     }
     if (durable > ch->durable) {
-        wrote = opc__flow_write_ack(f, ch, pen, OPC__NATIVE_DURABLE, durable);
+        wrote = opc__flow_write_ack(f, ch, pen, OPC__LEVEL_DURABLE, durable);
         if (wrote != OPC__PEN_WROTE) { /* comes back when there is room */
             ch->sealed.number = durable;
             ch->sealed.position = 1;
@@ -18260,14 +18269,14 @@ OPC__FN int opc__flow_write_acks(opc__flow *f, opc__flow_in *ch, opc__pen *pen) 
         ch->consumed_seen = UINT64_MAX; /* look again */
     }
     if ((ch->wants & 1u) && ch->fresh.position != 0 && ch->fresh.number > ch->received) {
-        wrote = opc__flow_write_ack(f, ch, pen, OPC__NATIVE_RECEIVED, ch->fresh.number);
+        wrote = opc__flow_write_ack(f, ch, pen, OPC__LEVEL_RECEIVED, ch->fresh.number);
         if (wrote != OPC__PEN_WROTE) return wrote;
         ch->received = ch->fresh.number;
     }
     if ((ch->wants & 2u) && ch->consumed_seen != p->consumptions) {
         uint64_t consumed = opc__flow_consumed(f, ch);
         if (consumed > ch->consumed) {
-            wrote = opc__flow_write_ack(f, ch, pen, OPC__NATIVE_CONSUMED, consumed);
+            wrote = opc__flow_write_ack(f, ch, pen, OPC__LEVEL_CONSUMED, consumed);
             if (wrote != OPC__PEN_WROTE) return wrote;
             ch->consumed = consumed;
         }
@@ -18280,10 +18289,10 @@ OPC__FN int opc__flow_write_acks(opc__flow *f, opc__flow_in *ch, opc__pen *pen) 
     free = opc__flow_free(f, ch);
     if (ch->messages + free > ch->credit_messages &&
         ch->credit_messages - ch->messages <= free / 2u) {
-        return opc__flow_write_ack(f, ch, pen, OPC__NATIVE_DURABLE, ch->durable);
+        return opc__flow_write_ack(f, ch, pen, OPC__LEVEL_DURABLE, ch->durable);
     }
     if (ch->credit_bytes <= ch->bytes + p->cfg.window_bytes / 2u) {
-        return opc__flow_write_ack(f, ch, pen, OPC__NATIVE_DURABLE, ch->durable);
+        return opc__flow_write_ack(f, ch, pen, OPC__LEVEL_DURABLE, ch->durable);
     }
     return wrote;
 }
@@ -18345,20 +18354,11 @@ OPC__FN int opc__flow_write_owed(opc__flow *f, opc__pen *pen) {
 OPC__FN opcomms_err opc__flow_payload(opc__flow *f, const opc__flow_out *ch, uint64_t offset,
                                       uint8_t *out, size_t n) {
     opcomms_peer *p = f->peer;
-    size_t at = 0;
     if (ch->stream == OPC__STREAM_DIRECT) {
         if (n > 0) memcpy(out, ch->call->data + offset, n);
         return OPCOMMS_OK;
     }
-    while (at < n) {
-        size_t got = 0;
-        opcomms_err rc = p->store->c->read(p->store, opc__items_ref(&p->items, ch->entry),
-                                           offset + at, out + at, n - at, &got);
-        if (rc != OPCOMMS_OK) return rc;
-        if (got == 0) return OPCOMMS_E_LOG_DAMAGED;
-        at += got;
-    }
-    return OPCOMMS_OK;
+    return opc__store_read_all(p->store, opc__items_ref(&p->items, ch->entry), offset, out, n);
 }
 
 /* Writes the message under way, whole when it fits a record, else its next chunk. */
@@ -18428,7 +18428,7 @@ OPC__FN void opc__flow_listen(opc__flow *f, opc__flow_out *ch) {
         opc__flow_reopen(f, ch);
         if (ch->state == OPC__FLOW_CLOSING) f->crowded = 0; /* one at a time */
     }
-    if (r != OPC__ITEMS_NONE && !opc__outbox_epoch_equal(&o->eras[r].epoch, &ch->epoch)) {
+    if (r != OPC__ITEMS_NONE && !opc__epoch_equal(&o->eras[r].epoch, &ch->epoch)) {
         opc__flow_reopen(f, ch);
     }
 }
@@ -18456,7 +18456,7 @@ OPC__FN int opc__flow_write_queue(opc__flow *f, opc__flow_out *ch, opc__pen *pen
     e = opc__items_at(&p->items, i);
     if (!ch->under_way) {
         const opc__era *era = opc__outbox_era(&p->outbox, e);
-        if (!opc__outbox_epoch_equal(&era->epoch, &ch->epoch)) {
+        if (!opc__epoch_equal(&era->epoch, &ch->epoch)) {
             opc__flow_reopen(f, ch);
             return OPC__PEN_NOTHING;
         }
@@ -22287,19 +22287,6 @@ OPC__FN uint32_t opc__pub_await(opcomms_peer *p, uint8_t id, uint32_t timeout_ms
     }
 }
 
-OPC__FN opcomms_err opc__pub_copy(opcomms_peer *p, uint32_t i, uint8_t *buf, size_t len) {
-    size_t at = 0;
-    while (at < len) {
-        size_t got = 0;
-        opcomms_err rc = p->store->c->read(p->store, opc__items_ref(&p->items, i), at, buf + at,
-                                           len - at, &got);
-        if (rc != OPCOMMS_OK) return rc;
-        if (got == 0) return OPCOMMS_E_LOG_DAMAGED;
-        at += got;
-    }
-    return OPCOMMS_OK;
-}
-
 /* With the lock, which is open meanwhile: 1 after waiting for the flush under way, for a second at
    most; 0 after making one. */
 OPC__FN int opc__pub_flush(opcomms_peer *p) {
@@ -22344,7 +22331,10 @@ OPCOMMS_API opcomms_err opcomms_check_receive(opcomms_peer *peer, opcomms_identi
         uint64_t ref = opc__items_ref(&peer->items, i);
         rc = peer->store->c->meta(peer->store, ref, &meta, dest, NULL);
         if (rc == OPCOMMS_OK && meta.bytes > cap) rc = OPCOMMS_E_BUFFER;
-        if (rc == OPCOMMS_OK) rc = opc__pub_copy(peer, i, (uint8_t *)buf, (size_t)meta.bytes);
+        if (rc == OPCOMMS_OK) {
+            rc = opc__store_read_all(peer->store, opc__items_ref(&peer->items, i), 0,
+                                     (uint8_t *)buf, (size_t)meta.bytes);
+        }
         if (rc == OPCOMMS_OK) rc = opc__pub_consume(peer, i);
         if (rc == OPCOMMS_OK || rc == OPCOMMS_E_BUFFER) *len = (size_t)meta.bytes;
         if (rc == OPCOMMS_OK && from != NULL) {
@@ -22816,8 +22806,10 @@ OPCOMMS_API opcomms_err opcomms_local_get(opcomms_peer *peer, uint8_t id, opcomm
             mail->flags = (meta.flags & OPC__MSG_TEXT) ? OPCOMMS_MESSAGE_TEXT : 0;
             opc__str_hash_write(meta.from, mail->from.hash);
             mail->from.id = meta.from_id;
-            rc = meta.bytes > cap ? OPCOMMS_E_BUFFER
-                                  : opc__pub_copy(peer, i, (uint8_t *)buf, (size_t)meta.bytes);
+            rc = meta.bytes > cap
+                     ? OPCOMMS_E_BUFFER
+                     : opc__store_read_all(peer->store, opc__items_ref(&peer->items, i), 0,
+                                           (uint8_t *)buf, (size_t)meta.bytes);
         }
     }
     opc__peer_unlock(peer);

@@ -227,11 +227,11 @@ TEST(ack_refuse_ping_and_bye_are_written_and_read_as_in_the_golden_frames) {
     static view v;
     uint8_t out[32];
     frame("ack", OPC__NATIVE_ACK, &b, &v);
-    CHECK(v.e.channel == 1 && v.e.flags == OPC__NATIVE_DURABLE && v.e.number == 9);
+    CHECK(v.e.channel == 1 && v.e.flags == OPC__LEVEL_DURABLE && v.e.number == 9);
     CHECK(v.e.credit_messages == 2048 && v.e.credit_bytes == 2097152);
     CHECK(same(&b, out,
-               opc__native_ack(out, sizeof out, 1, OPC__NATIVE_DURABLE, 9, 2048, 2097152)));
-    CHECK_EQ(opc__native_ack(out, b.n - 1, 1, OPC__NATIVE_CONSUMED, 9, 1, 1), 0);
+               opc__native_ack(out, sizeof out, 1, OPC__LEVEL_DURABLE, 9, 2048, 2097152)));
+    CHECK_EQ(opc__native_ack(out, b.n - 1, 1, OPC__LEVEL_CONSUMED, 9, 1, 1), 0);
     frame("refuse", OPC__NATIVE_REFUSE, &b, &v);
     CHECK(v.e.channel == 1 && v.e.number == 10 && v.e.code == -2);
     CHECK(same(&b, out, opc__native_refuse(out, sizeof out, 1, 10, -2)));
