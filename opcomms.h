@@ -17350,7 +17350,7 @@ OPC__FN void opc__peer_visible(opcomms_peer *p) {
     opc__cond_all(&p->changed);
 }
 
-/* One flush that has begun, in this thread, with the lock open while the disk works. */
+/* Lets the disk work on the flush that has begun, in this thread, with the lock open meanwhile. */
 OPC__FN void opc__peer_flush_here(opcomms_peer *p) {
     opcomms_err rc;
     p->flushing = 1;
@@ -17365,23 +17365,8 @@ OPC__FN void opc__peer_flush_here(opcomms_peer *p) {
     opc__cond_all(&p->changed);
 }
 
-OPC__FN void opc__peer_flush_inline(opcomms_peer *p) {
-    opcomms_err rc;
-    p->sealing = p->store->c->end(p->store);
-    rc = p->store->c->flush_begin(p->store);
-    if (rc == OPCOMMS_E_AGAIN) return;
-    if (rc != OPCOMMS_OK) {
-        opc__peer_failed(p, rc);
-        return;
-    }
-    p->unflushed = 0;
-    opc__peer_flush_here(p);
-}
-
-/* Space is prepared when a step has nothing else for the disk. */
-OPC__FN void opc__peer_ahead(opcomms_peer *p) {
-    if (p->failed != OPCOMMS_OK || p->flushing || p->more || p->stopping) return;
-    if (p->store->c->ahead_begin(p->store) != OPCOMMS_OK) return;
+/* The same in the thread that is there for it, or else here. */
+OPC__FN void opc__peer_flush_somewhere(opcomms_peer *p) {
     if (p->flush_async == NULL) {
         opc__peer_flush_here(p);
     } else {
@@ -17390,11 +17375,30 @@ OPC__FN void opc__peer_ahead(opcomms_peer *p) {
     }
 }
 
+/* Begins a flush; 0: there is nothing to flush, or it failed. */
+OPC__FN int opc__peer_flush_begin(opcomms_peer *p) {
+    opcomms_err rc;
+    p->sealing = p->store->c->end(p->store);
+    rc = p->store->c->flush_begin(p->store);
+    if (rc == OPCOMMS_OK) p->unflushed = 0;
+    if (rc != OPCOMMS_E_AGAIN) opc__peer_failed(p, rc);
+    return rc == OPCOMMS_OK;
+}
+
+OPC__FN void opc__peer_flush_inline(opcomms_peer *p) {
+    if (opc__peer_flush_begin(p)) opc__peer_flush_here(p);
+}
+
+/* Space is prepared when a step has nothing else for the disk. */
+OPC__FN void opc__peer_ahead(opcomms_peer *p) {
+    if (p->failed != OPCOMMS_OK || p->flushing || p->more || p->stopping) return;
+    if (p->store->c->ahead_begin(p->store) == OPCOMMS_OK) opc__peer_flush_somewhere(p);
+}
+
 /* One piece of a compaction, when one is due or under way. */
 OPC__FN void opc__peer_compact(opcomms_peer *p) {
-    opc__space space;
     opcomms_err rc;
-    int flush = 0, full;
+    int flush = 0;
     if (p->failed != OPCOMMS_OK || p->stopping) return;
     rc = p->store->c->compact(p->store, 0, &flush);
     if (rc == OPCOMMS_E_POISONED) {
@@ -17406,15 +17410,15 @@ OPC__FN void opc__peer_compact(opcomms_peer *p) {
     if (flush) {
         p->sealing = p->store->c->end(p->store);
         p->unflushed = 0;
-        p->flushing = 1;
-        if (p->flush_async != NULL) {
-            p->flush_async(p);
-        } else {
-            opc__peer_flush_here(p);
-        }
+        opc__peer_flush_somewhere(p);
     }
     if (rc == OPCOMMS_OK && !p->flushing) p->more = 1;
-    /* A warning while there is time: at 80, 90, 95 per cent, and again after it got better. */
+}
+
+/* A warning while there is time: at 80, 90, 95 per cent, and again after it got better. */
+OPC__FN void opc__peer_warn(opcomms_peer *p) {
+    opc__space space;
+    int full;
     p->store->c->space(p->store, &space);
     full = space.limit == 0 ? 0 : (int)(space.live / (space.limit / 100u + 1u));
     full = full >= 95 ? 95 : full >= 90 ? 90 : full >= 80 ? 80 : 0;
@@ -17448,19 +17452,11 @@ OPC__FN void opc__peer_flush(opcomms_peer *p, uint64_t now_us) {
     }
     if (!due || p->store->c->durable(p->store) >= p->store->c->end(p->store)) return;
     p->flushed_us = now_us;
-    if (p->flush_async != NULL && p->unflushed > 1) {
-        p->sealing = p->store->c->end(p->store);
-        rc = p->store->c->flush_begin(p->store);
-        if (rc == OPCOMMS_OK) {
-            p->flushing = 1;
-            p->unflushed = 0;
-            p->flush_async(p);
-        } else if (rc != OPCOMMS_E_AGAIN) {
-            opc__peer_failed(p, rc);
-        }
-        return;
+    if (p->unflushed > 1) {
+        if (opc__peer_flush_begin(p)) opc__peer_flush_somewhere(p);
+    } else { /* one alone is there sooner without waking another thread */
+        opc__peer_flush_inline(p);
     }
-    opc__peer_flush_inline(p);
 }
 
 /* ---- calls that wait for a native answer ---- */
@@ -17485,20 +17481,25 @@ OPC__FN void opc__peer_fail(opcomms_peer *p, opc__call *call, opcomms_err rc, in
 
 /* ---- what becomes of queued messages ---- */
 
+/* Notes in the store what an attempt, the last one if `dead`, came to. */
+OPC__FN opcomms_err opc__peer_tried(opcomms_peer *p, const opc__entry *e, uint32_t attempts,
+                                    opcomms_err code, int dead) {
+    uint64_t position = 0;
+    opc__try t;
+    memset(&t, 0, sizeof t);
+    t.uid = e->uid;
+    t.attempts = attempts;
+    t.code = code;
+    t.tried = e->tried;
+    t.dead = dead;
+    t.time_s = p->wall_s;
+    return p->store->c->tried(p->store, &t, &position);
+}
+
 /* Entry i becomes a dead letter; 0: the store has no room for that now. */
 OPC__FN int opc__peer_kill(opcomms_peer *p, uint32_t i, opcomms_err code) {
     const opc__entry *e = opc__items_at(&p->items, i);
-    uint64_t position = 0;
-    opc__try t;
-    opcomms_err rc;
-    memset(&t, 0, sizeof t);
-    t.uid = e->uid;
-    t.attempts = opc__outbox_attempts(e);
-    t.code = code;
-    t.tried = e->tried;
-    t.dead = 1;
-    t.time_s = p->wall_s;
-    rc = p->store->c->tried(p->store, &t, &position);
+    opcomms_err rc = opc__peer_tried(p, e, opc__outbox_attempts(e), code, 1);
     if (rc == OPCOMMS_E_AGAIN) return 0;
     if (rc != OPCOMMS_OK) {
         opc__peer_failed(p, rc);
@@ -17561,17 +17562,9 @@ OPC__FN void opc__peer_attempt_failed(opcomms_peer *p, uint32_t d, opcomms_err c
     p->stats.attempts_failed++;
     while ((i = opc__outbox_trying(&p->outbox, d, i)) != OPC__ITEMS_NONE) {
         const opc__entry *e = opc__items_at(&p->items, i);
-        uint64_t position = 0;
-        opc__try t;
         if (n++ > 0 && !e->term) continue;
-        memset(&t, 0, sizeof t);
-        t.uid = e->uid;
-        t.attempts = opc__outbox_attempts(e) + 1u;
-        t.code = code;
-        t.tried = e->tried;
-        t.time_s = p->wall_s;
         /* Without room it is not noted: after a crash it was an attempt less. */
-        (void)p->store->c->tried(p->store, &t, &position);
+        (void)opc__peer_tried(p, e, opc__outbox_attempts(e) + 1u, code, 0);
     }
     opc__outbox_failed(&p->outbox, d, code, opc__peer_now(p), (uint32_t)opc__peer_span(p));
 }
@@ -17648,11 +17641,19 @@ OPC__FN int opc__peer_overtaken(const opcomms_peer *p, const uint8_t peer[32],
            h->now.counter < n->list[n->count - 1].counter;
 }
 
+/* Stores anew what is on record of a peer. */
+OPC__FN opcomms_err opc__peer_note(opcomms_peer *p, const uint8_t peer[32], uint64_t *position) {
+    uint8_t note[OPC__NOTE_MAX];
+    size_t n = opc__numbers_peer_note(&p->numbers, peer, note);
+    opcomms_err rc = p->store->c->note(p->store, OPC__NOTE_PEER, note, n, position);
+    if (rc == OPCOMMS_OK) p->unflushed++;
+    return rc;
+}
+
 /* Compares what a peer says of its log and ours, on a connection begun at since_us, with what is on
    record. */
 OPC__FN opcomms_err opc__peer_judge(opcomms_peer *p, const uint8_t peer[32], const opc__hello *h,
                                     uint64_t since_us) {
-    uint8_t note[OPC__NOTE_MAX];
     uint64_t position = 0;
     int changed = 0, whose = 0;
     uint32_t i;
@@ -17664,9 +17665,7 @@ OPC__FN opcomms_err opc__peer_judge(opcomms_peer *p, const uint8_t peer[32], con
         p->numbers.peers[i].since_us = since_us;
     }
     if (changed) { /* also when it stops: why is to be remembered */
-        size_t n = opc__numbers_peer_note(&p->numbers, peer, note);
-        opcomms_err noted = p->store->c->note(p->store, OPC__NOTE_PEER, note, n, &position);
-        if (noted == OPCOMMS_OK) p->unflushed++;
+        opcomms_err noted = opc__peer_note(p, peer, &position);
         if (rc == OPCOMMS_OK) rc = noted;
     }
     if (rc == OPCOMMS_E_ROLLBACK) {
@@ -20471,6 +20470,7 @@ OPC__FN void opc__node_step(opcomms_peer *p, size_t n) {
     }
     opc__node_links_idle(p, now);
     opc__peer_compact(p);
+    if (p->failed == OPCOMMS_OK && !p->stopping) opc__peer_warn(p);
     opc__peer_ahead(p);
 }
 
@@ -20523,21 +20523,12 @@ OPC__FN void *opc__run_flusher(void *arg) {
     opcomms_peer *p = (opcomms_peer *)arg;
     opc__mutex_lock(&p->lock);
     for (;;) {
-        opcomms_err rc;
         while (!p->flush_wanted && !p->flush_quit) {
             opc__cond_wait(&p->flush_start, &p->lock, UINT64_MAX);
         }
         if (!p->flush_wanted) break;
         p->flush_wanted = 0;
-        opc__mutex_unlock(&p->lock);
-        rc = p->store->c->flush_run(p->store);
-        opc__mutex_lock(&p->lock);
-        rc = p->store->c->flush_end(p->store, rc);
-        p->flushing = 0;
-        p->stats.syncs++;
-        opc__peer_failed(p, rc);
-        opc__peer_visible(p);
-        opc__cond_all(&p->changed);
+        opc__peer_flush_here(p);
         opc__peer_wake(p);
     }
     opc__mutex_unlock(&p->lock);
@@ -23631,10 +23622,9 @@ OPCOMMS_API opcomms_err opcomms_backup(opcomms_peer *peer, const char *path, opc
 
 OPCOMMS_API opcomms_err opcomms_accept_rollback(opcomms_peer *peer, const char *hash,
                                                 opcomms_error *err) {
-    uint8_t key[32], note[OPC__NOTE_MAX];
+    uint8_t key[32];
     uint64_t position = 0;
     opcomms_err rc;
-    size_t n = 0;
     if (peer == NULL || hash == NULL || !opc__str_hash_parse(hash, strlen(hash), key)) {
         return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the hash is 64 lower-case hex digits");
     }
@@ -23643,9 +23633,7 @@ OPCOMMS_API opcomms_err opcomms_accept_rollback(opcomms_peer *peer, const char *
     if (rc == OPCOMMS_OK) rc = opc__pub_room(peer);
     if (rc == OPCOMMS_OK) rc = opc__numbers_accept(&peer->numbers, key);
     if (rc == OPCOMMS_OK) {
-        n = opc__numbers_peer_note(&peer->numbers, key, note);
-        rc = peer->store->c->note(peer->store, OPC__NOTE_PEER, note, n, &position);
-        peer->unflushed++;
+        rc = opc__peer_note(peer, key, &position);
         if (rc == OPCOMMS_OK) rc = opc__pub_wait_stored(peer, position);
         opc__peer_rouse(peer, key);
         opc__peer_kick(peer);
