@@ -17824,7 +17824,6 @@ OPC__FN opcomms_err opc__flow_on_open(opc__flow *f, const opc__native_event *e) 
             ch->known_at = p->store->c->end(p->store);
             if (ch->known_at > p->visible) p->unflushed++;
         }
-        ch->consumed_seen = UINT64_MAX; /* look at once */
         opc__flow_credit(f, ch);
     }
     return OPCOMMS_OK;
@@ -18024,6 +18023,7 @@ OPC__FN opcomms_err opc__flow_on_payload(opc__flow *f, const uint8_t *data, size
 
 /* ---- sending: what the peer says ---- */
 
+/* A channel of ours that is free, or NULL. */
 OPC__FN opc__flow_out *opc__flow_out_room(opc__flow *f) {
     uint32_t i, cap = f->out_cap == 0 ? 4 : f->out_cap * 2;
     opc__flow_out *grown;
@@ -18039,6 +18039,19 @@ OPC__FN opc__flow_out *opc__flow_out_room(opc__flow *f) {
     f->out = grown;
     f->out_cap = cap;
     return &f->out[i];
+}
+
+/* A channel that is to be opened, or NULL. */
+OPC__FN opc__flow_out *opc__flow_out_new(opc__flow *f, uint8_t stream, uint8_t from_id,
+                                         uint8_t dest_id) {
+    opc__flow_out *ch = opc__flow_out_room(f);
+    if (ch == NULL) return NULL;
+    memset(ch, 0, sizeof *ch);
+    ch->state = OPC__FLOW_OPENING;
+    ch->stream = stream;
+    ch->from_id = from_id;
+    ch->dest_id = dest_id;
+    return ch;
 }
 
 OPC__FN uint32_t opc__flow_out_number(const opc__flow *f, const opc__flow_out *ch) {
@@ -18096,10 +18109,14 @@ OPC__FN opcomms_err opc__flow_on_ack(opc__flow *f, const opc__native_event *e) {
     return OPCOMMS_OK;
 }
 
+/* A code that the peer has told, or `otherwise`, when this version knows no such error. */
+OPC__FN opcomms_err opc__flow_code(int32_t code, opcomms_err otherwise) {
+    return code < 0 && code > (int32_t)OPCOMMS_E_LAST_ ? (opcomms_err)code : otherwise;
+}
+
 OPC__FN opcomms_err opc__flow_on_refuse(opc__flow *f, const opc__native_event *e) {
     opc__flow_out *ch = opc__flow_out_at(f, e->channel);
-    opcomms_err why = e->code < 0 && e->code > (int32_t)OPCOMMS_E_LAST_ ? (opcomms_err)e->code
-                                                                        : OPCOMMS_E_REMOTE;
+    opcomms_err why = opc__flow_code(e->code, OPCOMMS_E_REMOTE);
     opc__call *call;
     if (ch == NULL || ch->state == OPC__FLOW_OPENING || ch->state == OPC__FLOW_ASKED) {
         return OPCOMMS_OK;
@@ -18152,7 +18169,6 @@ OPC__FN void opc__flow_out_end(opc__flow *f, opc__flow_out *ch, opcomms_err why)
 /* The peer has opened our channel, or shut it. */
 OPC__FN opcomms_err opc__flow_on_state(opc__flow *f, const opc__native_event *e) {
     opc__flow_out *ch = opc__flow_out_at(f, e->channel);
-    opcomms_err why;
     if (ch == NULL || ch->state == OPC__FLOW_CLOSING) return OPCOMMS_OK;
     if (ch->state == OPC__FLOW_OPENING) return OPCOMMS_E_PROTOCOL;
     if (e->code == 0) {
@@ -18166,9 +18182,7 @@ OPC__FN opcomms_err opc__flow_on_state(opc__flow *f, const opc__native_event *e)
         }
         return OPCOMMS_OK;
     }
-    why = e->code < 0 && e->code > (int32_t)OPCOMMS_E_LAST_ ? (opcomms_err)e->code
-                                                            : OPCOMMS_E_REMOTE;
-    opc__flow_out_end(f, ch, why);
+    opc__flow_out_end(f, ch, opc__flow_code(e->code, OPCOMMS_E_REMOTE));
     return OPCOMMS_OK;
 }
 
@@ -18503,13 +18517,8 @@ OPC__FN opc__flow_out *opc__flow_direct(opc__flow *f, const opc__call *call) {
             return ch;
         }
     }
-    ch = opc__flow_out_room(f);
+    ch = opc__flow_out_new(f, OPC__STREAM_DIRECT, call->from_id, call->dest_id);
     if (ch == NULL) return NULL;
-    memset(ch, 0, sizeof *ch);
-    ch->state = OPC__FLOW_OPENING;
-    ch->stream = OPC__STREAM_DIRECT;
-    ch->from_id = call->from_id;
-    ch->dest_id = call->dest_id;
     memcpy(ch->text, call->dest, sizeof ch->text);
     f->peer->store->c->epoch(f->peer->store, &ch->epoch);
     return ch;
@@ -18714,9 +18723,7 @@ OPC__FN opcomms_err opc__flow_event(opc__flow *f, const opc__native_event *e) {
         f->pong = 1;
         return OPCOMMS_OK;
     case OPC__NATIVE_PONG: return OPCOMMS_OK;
-    case OPC__NATIVE_BYE:
-        return e->code < 0 && e->code > (int32_t)OPCOMMS_E_LAST_ ? (opcomms_err)e->code
-                                                                 : OPCOMMS_E_CLOSED;
+    case OPC__NATIVE_BYE: return opc__flow_code(e->code, OPCOMMS_E_CLOSED);
     default: return OPCOMMS_OK;
     }
 }
@@ -18849,14 +18856,9 @@ OPC__FN opcomms_err opc__flow_step(opc__conn *c, uint64_t now_us) {
 /* A destination of the outbox gets a channel; 0: there is none left. */
 OPC__FN int opc__flow_serve(opc__flow *f, uint32_t dest, const opc__epoch *epoch) {
     opc__dest *d = &f->peer->outbox.dests[dest];
-    opc__flow_out *ch = opc__flow_out_room(f);
+    opc__flow_out *ch = opc__flow_out_new(f, OPC__STREAM_QUEUE, d->from_id, d->dest_id);
     f->crowded = ch == NULL;
     if (ch == NULL) return 0;
-    memset(ch, 0, sizeof *ch);
-    ch->state = OPC__FLOW_OPENING;
-    ch->stream = OPC__STREAM_QUEUE;
-    ch->from_id = d->from_id;
-    ch->dest_id = d->dest_id;
     ch->wants = d->wants;
     ch->dest = dest;
     ch->epoch = *epoch;
