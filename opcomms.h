@@ -14407,6 +14407,14 @@ typedef struct opc__call {
     opc__cond *wake;
 } opc__call;
 
+/* Takes a call out of a list; 0: it is not in it. */
+OPC__FN int opc__call_unlink(opc__call **list, const opc__call *call) {
+    while (*list != NULL && *list != call) list = &(*list)->next;
+    if (*list == NULL) return 0;
+    *list = call->next;
+    return 1;
+}
+
 /* What a server connection asks of its owner. */
 typedef struct opc__conn_ops {
     /* Carries out a complete request and fills the answer. A Send takes the connection's put
@@ -16873,7 +16881,6 @@ OPC__FN uint32_t opc__outbox_progress(opc__outbox *o, uint32_t d, int *state) {
 typedef struct opc__mail {
     int busy;
     uint32_t dest;
-    uint32_t entry;
     uint64_t uid;
     opc__call call;
 } opc__mail;
@@ -18058,14 +18065,6 @@ OPC__FN uint32_t opc__flow_out_number(const opc__flow *f, const opc__flow_out *c
     return (uint32_t)(ch - f->out + 1);
 }
 
-/* Takes a call out of a list; 0: it is not in it. */
-OPC__FN int opc__flow_unlink(opc__call **list, const opc__call *call) {
-    while (*list != NULL && *list != call) list = &(*list)->next;
-    if (*list == NULL) return 0;
-    *list = call->next;
-    return 1;
-}
-
 /* Calls are kept ascending by number, so that a channel carries them so. */
 OPC__FN void opc__flow_link(opc__call **list, opc__call *call) {
     while (*list != NULL && (*list)->number <= call->number) list = &(*list)->next;
@@ -18129,7 +18128,7 @@ OPC__FN opcomms_err opc__flow_on_refuse(opc__flow *f, const opc__native_event *e
     }
     for (call = f->waiting; call != NULL; call = call->next) {
         if (call->channel != e->channel || call->number != e->number) continue;
-        (void)opc__flow_unlink(&f->waiting, call);
+        (void)opc__call_unlink(&f->waiting, call);
         opc__peer_answer(f->peer, call, why, "refused by the receiver");
         break;
     }
@@ -18903,7 +18902,7 @@ OPC__FN int opc__flow_forget(opc__flow *f, opc__call *call) {
             ch->call = NULL;
         }
     }
-    return opc__flow_unlink(&f->calls, call) || opc__flow_unlink(&f->waiting, call);
+    return opc__call_unlink(&f->calls, call) || opc__call_unlink(&f->waiting, call);
 }
 
 /* >>node ==== L3 ==== the peer at work: its connections, and one step of them */
@@ -19047,7 +19046,9 @@ OPC__FN opcomms_err opc__node_get(opcomms_peer *p, uint32_t box, opc__reply *rep
     reply->kind = OPC__RES_GET;
     if (i == OPC__MAILBOX_NONE) return OPCOMMS_OK;
     rc = p->store->c->meta(p->store, opc__items_ref(&p->items, i), &meta, dest, NULL);
-    reply->mode = (meta.flags & OPC__MSG_TEXT) ? OPC__RENDER_TEXT : OPC__RENDER_BYTES;
+    if (rc == OPCOMMS_OK) {
+        reply->mode = (meta.flags & OPC__MSG_TEXT) ? OPC__RENDER_TEXT : OPC__RENDER_BYTES;
+    }
     if (rc == OPCOMMS_OK && meta.wire_bytes == UINT64_MAX) { /* it came natively */
         rc = opc__node_wire_bytes(p, opc__items_ref(&p->items, i), reply->mode, meta.bytes,
                                   &meta.wire_bytes);
@@ -19067,7 +19068,6 @@ OPC__FN opcomms_err opc__node_get(opcomms_peer *p, uint32_t box, opc__reply *rep
     reply->uid = meta.uid;
     reply->bytes = meta.bytes;
     reply->wire_bytes = meta.wire_bytes;
-    reply->mode = (meta.flags & OPC__MSG_TEXT) ? OPC__RENDER_TEXT : OPC__RENDER_BYTES;
     reply->from_id = meta.from_id;
     memcpy(reply->from, meta.from, 32);
     return OPCOMMS_OK;
@@ -19156,16 +19156,26 @@ OPC__FN void opc__node_learn(opcomms_peer *p, const uint8_t hash[32], const opco
     p->known[at].tarpc = tarpc;
 }
 
+/* Words for a handshake that the peer has ended without any; NULL: it was something else. */
+OPC__FN const char *opc__node_unwelcome(const opc__conn *c, int connecting, opcomms_err *why) {
+    if (connecting || opc__tls_ready(&c->tls) || c->tls_code != 0 ||
+        (*why != OPCOMMS_E_CLOSED && *why != OPCOMMS_E_TLS)) {
+        return NULL;
+    }
+    *why = OPCOMMS_E_TLS;
+    return "closed by the peer during the handshake; its allow list may not admit us";
+}
+
 /* What a failed connection of ours means, in words for whoever waited for it. */
 OPC__FN opcomms_err opc__node_why(const opc__slot *s, const char **more) {
     opcomms_err why = s->conn.error;
-    *more = NULL;
-    if (!s->admitted && !s->connecting && s->conn.tls_code == 0 &&
-        (why == OPCOMMS_E_CLOSED || why == OPCOMMS_E_TLS)) {
-        *more = "closed by the peer during the handshake; its allow list may not admit us";
-        return OPCOMMS_E_TLS;
-    }
+    *more = opc__node_unwelcome(&s->conn, s->connecting, &why);
     return why == OPCOMMS_E_CLOSED ? OPCOMMS_E_CONNECT : why;
+}
+
+/* Does a call of a thread that waits belong to this connection of ours? */
+OPC__FN int opc__node_wanted_by(const opc__slot *s, const opc__call *call) {
+    return memcmp(call->server, s->hash, 32) == 0 && opc__id_same(&call->to, &s->address);
 }
 
 /* A queued message on its way by tarpc is answered, or will not be. */
@@ -19198,8 +19208,6 @@ OPC__FN void opc__node_mail_end(opcomms_peer *p, opc__slot *s, opcomms_err rc) {
     }
 }
 
-/* A connection is over: what was under way on it, and what waited for it, learns that. Calls fail
-   with its error, unless it had worked before: they are tried once more. */
 /* A native conversation has large buffers while it works, as far as there are any. */
 OPC__FN void opc__node_lend(opcomms_peer *p, opc__slot *s) {
     opc__tls *t = &s->conn.tls;
@@ -19223,6 +19231,8 @@ OPC__FN void opc__node_unlend(opcomms_peer *p, opc__slot *s, int all) {
     }
 }
 
+/* A connection is over: what was under way on it, and what waited for it, learns that. Calls fail
+   with its error, unless it had worked before: they are tried once more. */
 OPC__FN void opc__node_over(opcomms_peer *p, opc__slot *s) {
     const char *more = NULL;
     opcomms_err why = opc__node_why(s, &more);
@@ -19243,7 +19253,7 @@ OPC__FN void opc__node_over(opcomms_peer *p, opc__slot *s) {
     if (!s->client) return;
     while (*at != NULL) {
         opc__call *call = *at;
-        int ours = memcmp(call->server, s->hash, 32) == 0 && opc__id_same(&call->to, &s->address);
+        int ours = opc__node_wanted_by(s, call);
         if (!ours || (worked && !call->again)) {
             if (ours) call->again = 1;
             at = &call->next;
@@ -19503,7 +19513,7 @@ OPC__FN void opc__node_slot_reached(opcomms_peer *p, opc__slot *s) {
     if (s->conn.is_native) return;
     while (*at != NULL) {
         opc__call *call = *at;
-        if (memcmp(call->server, s->hash, 32) != 0 || !opc__id_same(&call->to, &s->address)) {
+        if (!opc__node_wanted_by(s, call)) {
             at = &call->next;
             continue;
         }
@@ -19602,8 +19612,6 @@ OPC__FN int opc__node_slot_reap(opcomms_peer *p, uint32_t i, uint64_t now_us) {
     opc__conn *c = &s->conn;
     uint64_t handshake_us = (uint64_t)p->cfg.handshake_timeout_ms * 1000u;
     uint64_t idle_us = (uint64_t)p->cfg.idle_timeout_ms * 1000u;
-    if (now_us < s->since_us) now_us = s->since_us; /* it was made since the clock was read */
-    if (now_us < s->active_us) now_us = s->active_us;
     if (s->linger_until_us != 0) {
         uint8_t sink[512];
         size_t got = 0;
@@ -19798,21 +19806,12 @@ OPC__FN void opc__link_fail_all(opc__link *l, opcomms_err rc, int os_code, const
     opc__link_tell(l);
 }
 
-/* The connection died. Calls whose request had left have an unknown outcome; the others are tried
-   once more if the connection had worked before (it was closed while idle), else they fail. */
 /* Takes a call out of the connection; 0: it was not there. *written: its request had left. */
 OPC__FN int opc__link_unlink(opc__link *l, const opc__call *call, int *written) {
-    opc__call **at = &l->conn.calls;
     *written = 0;
-    while (*at != NULL && *at != call) at = &(*at)->next;
-    if (*at == NULL) {
-        *written = 1;
-        at = &l->conn.waiting;
-        while (*at != NULL && *at != call) at = &(*at)->next;
-    }
-    if (*at == NULL) return 0;
-    *at = call->next;
-    return 1;
+    if (opc__call_unlink(&l->conn.calls, call)) return 1;
+    *written = 1;
+    return opc__call_unlink(&l->conn.waiting, call);
 }
 
 /* A kept connection that was silent for long may be gone without a word (a host without power, a
@@ -19841,19 +19840,16 @@ OPC__FN void opc__link_check(opc__link *l, uint64_t now_us) {
     l->conn.alone = 1;
 }
 
+/* The connection died. Calls whose request had left have an unknown outcome; the others are tried
+   once more if the connection had worked before (it was closed while idle), else they fail. */
 OPC__FN void opc__link_died(opc__link *l, opcomms_err why, int os_code) {
     opc__call *call;
     int again = l->reused && (why == OPCOMMS_E_CLOSED || why == OPCOMMS_E_TLS);
     int tls_code = l->conn.tls_code;
-    const char *more = NULL;
+    const char *more = opc__node_unwelcome(&l->conn, l->connecting, &why);
     int written = 0;
     if (l->checking) (void)opc__link_unlink(l, &l->check, &written);
     l->checking = 0;
-    if (!l->connecting && !opc__tls_ready(&l->conn.tls) && tls_code == 0 &&
-        (why == OPCOMMS_E_CLOSED || why == OPCOMMS_E_TLS)) {
-        more = "closed by the peer during the handshake; its allow list may not admit us";
-        why = OPCOMMS_E_TLS;
-    }
     if (why == OPCOMMS_E_CLOSED && !l->reused) why = OPCOMMS_E_CONNECT;
     while ((call = l->conn.waiting) != NULL) {
         l->conn.waiting = call->next;
@@ -19987,28 +19983,49 @@ OPC__FN void opc__link_free(opcomms_peer *p, uint32_t i) {
     p->links[p->links_count] = NULL;
 }
 
+/* Makes room for one connection more by ending a link that nobody uses. */
+OPC__FN opcomms_err opc__node_room(opcomms_peer *p) {
+    uint32_t i, idle = OPC__MAILBOX_NONE;
+    if (p->links_count + p->slots_count < p->cfg.connections_max) return OPCOMMS_OK;
+    for (i = 0; i < p->links_count; i++) {
+        if (p->links[i]->refs == 0 && (idle == OPC__MAILBOX_NONE ||
+                                       p->links[i]->used_us < p->links[idle]->used_us)) {
+            idle = i;
+        }
+    }
+    if (idle == OPC__MAILBOX_NONE) return OPCOMMS_E_LIMIT;
+    opc__link_free(p, idle);
+    return OPCOMMS_OK;
+}
+
+/* The session that an earlier connection to this key and address has left; NULL: none. */
+OPC__FN opc__session *opc__node_kept(opcomms_peer *p, const uint8_t hash[32],
+                                     const opcomms_address *address) {
+    opc__session *old;
+    if (p->kept.count == 0) return NULL;
+    old = opc__sessions_place(&p->kept, hash, address, 1);
+    return old->until_us != 0 && memcmp(old->hash, hash, 32) == 0 &&
+                   opc__session_same_ip(&old->address, address) &&
+                   old->address.port == address->port ? old : NULL;
+}
+
 /* Finds or makes the link to (hash, address) and counts the caller in. Under the node's lock. */
 OPC__FN opcomms_err opc__link_get(opcomms_peer *p, const uint8_t hash[32],
                                   const opcomms_address *address, opc__link **out) {
-    uint32_t i, idle = OPC__MAILBOX_NONE;
+    opc__session *old;
+    uint32_t i;
     opc__link *l;
+    opcomms_err rc;
     for (i = 0; i < p->links_count; i++) {
         l = p->links[i];
-        if (memcmp(l->hash, hash, 32) == 0 && opc__id_ip_equal(&l->address, address) &&
-            l->address.port == address->port) {
+        if (memcmp(l->hash, hash, 32) == 0 && opc__id_same(&l->address, address)) {
             l->refs++;
             *out = l;
             return OPCOMMS_OK;
         }
-        if (l->refs == 0 &&
-            (idle == OPC__MAILBOX_NONE || l->used_us < p->links[idle]->used_us)) {
-            idle = i;
-        }
     }
-    if (p->links_count + p->slots_count >= p->cfg.connections_max) {
-        if (idle == OPC__MAILBOX_NONE) return OPCOMMS_E_LIMIT;
-        opc__link_free(p, idle);
-    }
+    rc = opc__node_room(p);
+    if (rc != OPCOMMS_OK) return rc;
     l = (opc__link *)opc__mem_alloc(&p->mem, sizeof *l);
     if (l == NULL) return OPCOMMS_E_NOMEM;
     if (!opc__mutex_init(&l->lock)) {
@@ -20020,13 +20037,10 @@ OPC__FN opcomms_err opc__link_get(opcomms_peer *p, const uint8_t hash[32],
     l->peer = p;
     l->sock = OPCOMMS_NO_HANDLE;
     l->refs = 1;
-    if (p->kept.count > 0) {
-        opc__session *old = opc__sessions_place(&p->kept, hash, address, 1);
-        if (old->until_us != 0 && memcmp(old->hash, hash, 32) == 0 &&
-            opc__session_same_ip(&old->address, address) && old->address.port == address->port) {
-            l->session = *old;
-            opc__session_wipe(old);
-        }
+    old = opc__node_kept(p, hash, address);
+    if (old != NULL) {
+        l->session = *old;
+        opc__session_wipe(old);
     }
     p->links[p->links_count++] = l;
     opc__peer_wake(p); /* whoever sleeps learns that there will be an idle connection to end */
@@ -20068,28 +20082,10 @@ OPC__FN opc__slot *opc__node_dialed(opcomms_peer *p, const uint8_t hash[32],
     return NULL;
 }
 
-/* Makes room for one connection more by ending a link that nobody uses. */
-OPC__FN opcomms_err opc__node_room(opcomms_peer *p) {
-    uint32_t i, idle = OPC__MAILBOX_NONE;
-    if (p->links_count + p->slots_count < p->cfg.connections_max) return OPCOMMS_OK;
-    for (i = 0; i < p->links_count; i++) {
-        if (p->links[i]->refs == 0 && (idle == OPC__MAILBOX_NONE ||
-                                       p->links[i]->used_us < p->links[idle]->used_us)) {
-            idle = i;
-        }
-    }
-    if (idle == OPC__MAILBOX_NONE) return OPCOMMS_E_LIMIT;
-    opc__link_free(p, idle);
-    return OPCOMMS_OK;
-}
-
 /* Offers the session that an earlier connection to the same key and address left. */
 OPC__FN void opc__node_resume(opcomms_peer *p, opc__slot *s, uint64_t now_us) {
-    opc__session *old;
-    if (p->kept.count == 0) return;
-    old = opc__sessions_place(&p->kept, s->hash, &s->address, 1);
-    if (old->until_us != 0 && memcmp(old->hash, s->hash, 32) == 0 &&
-        opc__id_same(&old->address, &s->address) && old->list == opc__allow_generation(p->allow)) {
+    opc__session *old = opc__node_kept(p, s->hash, &s->address);
+    if (old != NULL && old->list == opc__allow_generation(p->allow)) {
         opc__tls_client_resumes(&s->conn.tls, old, now_us);
         opc__session_wipe(old); /* offered once */
     }
@@ -20191,8 +20187,8 @@ OPC__FN void opc__node_mail(opcomms_peer *p, opc__slot *s, uint32_t d) {
     memset(call, 0, sizeof *call);
     call->ref = opc__items_ref(&p->items, i);
     rc = p->store->c->meta(p->store, call->ref, &meta, dest, NULL);
-    call->mode = (meta.flags & OPC__MSG_TEXT) ? OPC__RENDER_TEXT : OPC__RENDER_BYTES;
     if (rc == OPCOMMS_OK) {
+        call->mode = (meta.flags & OPC__MSG_TEXT) ? OPC__RENDER_TEXT : OPC__RENDER_BYTES;
         rc = opc__node_wire_bytes(p, call->ref, call->mode, meta.bytes, &call->wire_bytes);
     }
     if (rc == OPCOMMS_OK && (meta.dest_len >= sizeof call->dest ||
@@ -20214,7 +20210,6 @@ OPC__FN void opc__node_mail(opcomms_peer *p, opc__slot *s, uint32_t d) {
     call->deadline_us = opc__peer_now(p) + (uint64_t)p->cfg.send_timeout_ms * 1000u;
     s->mail->busy = 1;
     s->mail->dest = d;
-    s->mail->entry = i;
     s->mail->uid = meta.uid;
     s->conn.calls = call;
     x->held++;
@@ -21979,6 +21974,35 @@ OPC__FN void opc__pub_rest(opcomms_peer *p, uint64_t left_us) {
     }
 }
 
+/* How much of a time-out that began at `start` is left; 0: nothing. */
+OPC__FN int opc__pub_left(const opcomms_peer *p, uint64_t start, uint32_t timeout_ms,
+                          uint64_t *left_us) {
+    uint64_t passed = opc__peer_now(p) - start, most = (uint64_t)timeout_ms * 1000u;
+    *left_us = UINT64_MAX;
+    if (timeout_ms == OPCOMMS_FOREVER) return 1;
+    if (passed >= most) return 0;
+    *left_us = most - passed;
+    return 1;
+}
+
+/* ---- arguments ---- */
+
+OPC__FN opcomms_err opc__pub_key(const char *hash, uint8_t key[32], opcomms_error *err) {
+    if (hash != NULL && opc__str_hash_parse(hash, strlen(hash), key)) return OPCOMMS_OK;
+    return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the hash is 64 lower-case hex digits");
+}
+
+/* Of somebody who listens there: the port is not 0. */
+OPC__FN opcomms_err opc__pub_address(const char *address, opcomms_address *to,
+                                     opcomms_error *err) {
+    memset(to, 0, sizeof *to);
+    if (address != NULL && opc__id_address_parse(address, strlen(address), to) == OPCOMMS_OK &&
+        to->port != 0) {
+        return OPCOMMS_OK;
+    }
+    return opc__err_set(err, OPCOMMS_E_ADDRESS, 0, address);
+}
+
 /* ---- sending natively ---- */
 
 /* Sends what there is on a connection now, from this thread. */
@@ -22003,7 +22027,7 @@ OPC__FN void opc__pub_doubt(opcomms_peer *p, const opc__call *call) {
 /* A call whose time is up, wherever it is. */
 OPC__FN void opc__pub_give_up(opcomms_peer *p, opc__call *call) {
     uint32_t i;
-    int there = opc__flow_unlink(&p->directs, call);
+    int there = opc__call_unlink(&p->directs, call);
     if (there && call->to.family != 0) opc__pub_doubt(p, call);
     for (i = 0; i < p->slots_count && !there; i++) {
         if (p->slots[i]->flow != NULL) there = opc__flow_forget(p->slots[i]->flow, call);
@@ -22048,10 +22072,7 @@ OPC__FN int opc__pub_try_native(opcomms_peer *p, opc__call *call, const char *ha
     opcomms_err rc = OPCOMMS_OK;
     int tarpc;
     if (p->cfg.flags & OPCOMMS_TARPC_ONLY) return 0;
-    if (!opc__str_hash_parse(hash, strlen(hash), call->server)) return 0;
-    if (address != NULL &&
-        (opc__id_address_parse(address, strlen(address), &call->to) != OPCOMMS_OK ||
-         call->to.port == 0)) {
+    if (address != NULL && opc__pub_address(address, &call->to, NULL) != OPCOMMS_OK) {
         return 0; /* the other way tells what is wrong */
     }
     if (!opc__allow_check(p->allow, call->server, address != NULL ? &call->to : NULL)) {
@@ -22102,15 +22123,9 @@ OPC__FN opcomms_err opc__pub_enter(opcomms_peer *p, const char *hash, const char
                                    opc__call *call, opc__link **link, opcomms_error *err) {
     uint8_t want[32];
     opcomms_address to;
-    opcomms_err rc;
-    if (hash == NULL || !opc__str_hash_parse(hash, strlen(hash), want)) {
-        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the hash is 64 lower-case hex digits");
-    }
-    memset(&to, 0, sizeof to);
-    if (address == NULL ||
-        opc__id_address_parse(address, strlen(address), &to) != OPCOMMS_OK || to.port == 0) {
-        return opc__err_set(err, OPCOMMS_E_ADDRESS, 0, address);
-    }
+    opcomms_err rc = opc__pub_key(hash, want, err);
+    if (rc == OPCOMMS_OK) rc = opc__pub_address(address, &to, err);
+    if (rc != OPCOMMS_OK) return rc;
     if (!opc__allow_check(p->allow, want, &to)) {
         return opc__err_set(err, OPCOMMS_E_NOT_ALLOWED, 0, "our own allow list");
     }
@@ -22203,14 +22218,12 @@ OPCOMMS_API opcomms_err opcomms_send_numbered(opcomms_peer *peer, const char *ha
     static const uint8_t nothing[1] = {0};
     opc__call call;
     opcomms_err rc;
-    uint8_t want[32];
     if (peer == NULL || number == NULL || (data == NULL && len > 0)) {
         return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
     }
-    if (hash == NULL || !opc__str_hash_parse(hash, strlen(hash), want)) {
-        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the hash is 64 lower-case hex digits");
-    }
     memset(&call, 0, sizeof call);
+    rc = opc__pub_key(hash, call.server, err);
+    if (rc != OPCOMMS_OK) return rc;
     call.data = data != NULL ? (const uint8_t *)data : nothing;
     call.len = len;
     call.mode = OPC__RENDER_BYTES;
@@ -22261,17 +22274,12 @@ OPC__FN uint32_t opc__pub_await(opcomms_peer *p, uint8_t id, uint32_t timeout_ms
     uint64_t start = opc__peer_now(p);
     for (;;) {
         uint32_t i = OPC__MAILBOX_NONE;
-        uint64_t passed = opc__peer_now(p) - start, left = UINT64_MAX;
+        uint64_t left;
         *rc = OPCOMMS_E_CLOSED;
         if (p->store == NULL || p->stopping) return i;
         i = opc__mailbox_oldest(&p->mailbox, opc__pub_own_box(p, id), p->visible, 1);
         *rc = i == OPC__MAILBOX_NONE ? OPCOMMS_E_EMPTY : OPCOMMS_OK;
-        if (i != OPC__MAILBOX_NONE || timeout_ms == 0) return i;
-        if (timeout_ms != OPCOMMS_FOREVER) {
-            uint64_t most = (uint64_t)timeout_ms * 1000u;
-            if (passed >= most) return i;
-            left = most - passed;
-        }
+        if (i != OPC__MAILBOX_NONE || !opc__pub_left(p, start, timeout_ms, &left)) return i;
         if (opc__peer_inside(p)) {
             *rc = OPCOMMS_E_BUSY;
             return i;
@@ -22521,13 +22529,12 @@ OPCOMMS_API opcomms_err opcomms_client_open(opcomms_peer *peer, const char *hash
     uint8_t want[32];
     opcomms_address to;
     opcomms_client *c;
+    opcomms_err rc;
     if (peer == NULL || out == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
-    if (hash == NULL || !opc__str_hash_parse(hash, strlen(hash), want)) {
-        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the hash is 64 lower-case hex digits");
-    }
-    memset(&to, 0, sizeof to);
-    if (address == NULL || strlen(address) >= sizeof c->address ||
-        opc__id_address_parse(address, strlen(address), &to) != OPCOMMS_OK || to.port == 0) {
+    rc = opc__pub_key(hash, want, err);
+    if (rc == OPCOMMS_OK) rc = opc__pub_address(address, &to, err);
+    if (rc != OPCOMMS_OK) return rc;
+    if (strlen(address) >= sizeof c->address) {
         return opc__err_set(err, OPCOMMS_E_ADDRESS, 0, address);
     }
     opc__mutex_lock(&peer->lock);
@@ -23346,15 +23353,11 @@ OPCOMMS_API opcomms_err opcomms_next_event(opcomms_peer *peer, uint32_t timeout_
     opc__mutex_lock(&peer->lock);
     start = opc__peer_now(peer);
     while (!opc__peer_event_take(peer, out)) {
-        uint64_t passed = opc__peer_now(peer) - start, left = UINT64_MAX;
+        uint64_t left;
         rc = peer->stopping ? OPCOMMS_E_CLOSED : OPCOMMS_E_EMPTY;
-        if (peer->stopping || timeout_ms == 0) break;
+        if (peer->stopping || !opc__pub_left(peer, start, timeout_ms, &left)) break;
         if (opc__peer_inside(peer)) rc = OPCOMMS_E_BUSY;
         if (rc == OPCOMMS_E_BUSY) break;
-        if (timeout_ms != OPCOMMS_FOREVER) {
-            if (passed >= (uint64_t)timeout_ms * 1000u) break;
-            left = (uint64_t)timeout_ms * 1000u - passed;
-        }
         opc__pub_rest(peer, left);
         rc = OPCOMMS_OK;
     }
@@ -23627,9 +23630,9 @@ OPCOMMS_API opcomms_err opcomms_accept_rollback(opcomms_peer *peer, const char *
     uint8_t key[32];
     uint64_t position = 0;
     opcomms_err rc;
-    if (peer == NULL || hash == NULL || !opc__str_hash_parse(hash, strlen(hash), key)) {
-        return opc__err_set(err, OPCOMMS_E_INVAL, 0, "the hash is 64 lower-case hex digits");
-    }
+    if (peer == NULL) return opc__err_set(err, OPCOMMS_E_INVAL, 0, NULL);
+    rc = opc__pub_key(hash, key, err);
+    if (rc != OPCOMMS_OK) return rc;
     opc__mutex_lock(&peer->lock);
     rc = opc__pub_local(peer);
     if (rc == OPCOMMS_OK) rc = opc__pub_room(peer);
