@@ -396,6 +396,27 @@ static inline void fd_init(fdisk *d, uint64_t seed) {
     d->plat.file_remove = fd_remove;
 }
 
+/* The built-in platform with the files of this disk. */
+static inline opcomms_platform fd_platform(fdisk *d) {
+    opcomms_platform plat = *opcomms_platform_default();
+    plat.user = d;
+    plat.dir_open = d->plat.dir_open;
+    plat.dir_sync = d->plat.dir_sync;
+    plat.dir_close = d->plat.dir_close;
+    plat.file_open = d->plat.file_open;
+    plat.file_lock = d->plat.file_lock;
+    plat.file_size = d->plat.file_size;
+    plat.file_read = d->plat.file_read;
+    plat.file_write = d->plat.file_write;
+    plat.file_truncate = d->plat.file_truncate;
+    plat.file_sync = d->plat.file_sync;
+    plat.file_close = d->plat.file_close;
+    plat.file_rename = d->plat.file_rename;
+    plat.file_remove = d->plat.file_remove;
+    plat.file_locked = NULL;
+    return plat;
+}
+
 static inline void fd_free(fdisk *d) {
     int i;
     for (i = 0; i < FD_FILES; i++) {

@@ -572,15 +572,27 @@ static inline void world_add(world *w, int what, uint64_t len, uint64_t uid, uin
     w->n++;
 }
 
-static inline opcomms_err world_put(world *w, uint64_t len) {
+/* The next message of the world. */
+static inline opcomms_err world_put_as(world *w, int what, uint64_t len) {
     uint64_t uid = 0, ref = 0, position = 0;
-    int what = (int)fd_below(&w->rng, MSG_KINDS);
     opcomms_err rc;
-    if (w->n == WORLD_MSGS) return OPCOMMS_OK;
     if (what == MSG_STREAM || what == MSG_OWN) w->number++;
     rc = msg_put_as(w->s, what, (uint8_t)(w->n + 1), w->number, len, &uid, &ref, &position);
     if (rc == OPCOMMS_OK) world_add(w, what, len, uid, ref, position);
     return rc;
+}
+
+static inline opcomms_err world_put(world *w, uint64_t len) {
+    int what = (int)fd_below(&w->rng, MSG_KINDS);
+    return w->n == WORLD_MSGS ? OPCOMMS_OK : world_put_as(w, what, len);
+}
+
+/* Its log closes in order, and nothing was wrong. */
+static inline void world_close(world *w) {
+    if (w->s != NULL) CHECK_EQ(w->s->c->close(w->s), OPCOMMS_OK);
+    w->s = NULL;
+    CHECK_EQ(w->bad, 0);
+    CHECK_EQ(mem.used, 0);
 }
 
 static inline opcomms_err world_end(world *w, wmsg *m) {

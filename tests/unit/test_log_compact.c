@@ -22,21 +22,9 @@ static void begin(uint64_t seed, int durability, uint32_t slice) {
     CHECK_EQ(world_open(&w), OPCOMMS_OK);
 }
 
-static void end(void) {
-    if (w.s != NULL) CHECK_EQ(w.s->c->close(w.s), OPCOMMS_OK);
-    w.s = NULL;
-    CHECK_EQ(w.bad, 0);
-    CHECK_EQ(mem.used, 0);
-}
+static void end(void) { world_close(&w); }
 
-/* Message number n of the world. */
-static void put(int what, uint64_t len) {
-    uint64_t uid = 0, ref = 0, position = 0;
-    if (what == MSG_STREAM || what == MSG_OWN) w.number++;
-    CHECK_EQ(msg_put_as(w.s, what, (uint8_t)(w.n + 1), w.number, len, &uid, &ref, &position),
-             OPCOMMS_OK);
-    world_add(&w, what, len, uid, ref, position);
-}
+static void put(int what, uint64_t len) { CHECK_EQ(world_put_as(&w, what, len), OPCOMMS_OK); }
 
 static void over(int i) {
     CHECK_EQ(world_end(&w, &w.m[i]), OPCOMMS_OK);

@@ -202,21 +202,9 @@ static void begin(uint64_t seed, int durability, opc__log_secret secret) {
     CHECK_EQ(world_open(&w), OPCOMMS_OK);
 }
 
-static void end(void) {
-    if (w.s != NULL) CHECK_EQ(w.s->c->close(w.s), OPCOMMS_OK);
-    w.s = NULL;
-    CHECK_EQ(w.bad, 0);
-    CHECK_EQ(mem.used, 0);
-}
+static void end(void) { world_close(&w); }
 
-/* Message number n of the world. */
-static void put(int what, uint64_t len) {
-    uint64_t uid = 0, ref = 0, position = 0;
-    if (what == MSG_STREAM || what == MSG_OWN) w.number++;
-    CHECK_EQ(msg_put_as(w.s, what, (uint8_t)(w.n + 1), w.number, len, &uid, &ref, &position),
-             OPCOMMS_OK);
-    world_add(&w, what, len, uid, ref, position);
-}
+static void put(int what, uint64_t len) { CHECK_EQ(world_put_as(&w, what, len), OPCOMMS_OK); }
 
 static void check_all(void) {
     int i, right;
@@ -749,28 +737,14 @@ static void check_peer(uint32_t flags, const char *password, const char *passwor
 
 TEST(the_config_turns_encryption_on_and_off_and_changes_the_password) {
     static const char mark[] = "a state that nobody else shall read";
-    opcomms_platform plat = *opc__plat_default();
+    opcomms_platform plat;
     opcomms_allow_list *allow = NULL;
     opcomms_routing_table *routes = NULL;
     opcomms_peer *p = NULL;
     char pem[4096];
     size_t len = 0;
     fd_clear(&disk);
-    plat.user = &disk;
-    plat.dir_open = disk.plat.dir_open;
-    plat.dir_sync = disk.plat.dir_sync;
-    plat.dir_close = disk.plat.dir_close;
-    plat.file_open = disk.plat.file_open;
-    plat.file_lock = disk.plat.file_lock;
-    plat.file_size = disk.plat.file_size;
-    plat.file_read = disk.plat.file_read;
-    plat.file_write = disk.plat.file_write;
-    plat.file_truncate = disk.plat.file_truncate;
-    plat.file_sync = disk.plat.file_sync;
-    plat.file_close = disk.plat.file_close;
-    plat.file_rename = disk.plat.file_rename;
-    plat.file_remove = disk.plat.file_remove;
-    plat.file_locked = NULL;
+    plat = fd_platform(&disk);
     CHECK_EQ(opcomms_generate_key_pem(OPCOMMS_KEY_P256, pem, sizeof pem, &len, NULL), OPCOMMS_OK);
     CHECK_EQ(opcomms_allow_list_new(NULL, &allow), OPCOMMS_OK);
     CHECK_EQ(opcomms_routing_table_new(NULL, &routes), OPCOMMS_OK);

@@ -2,39 +2,16 @@
 #define OPCOMMS_IMPLEMENTATION
 #include "opcomms.h"
 #include "test.h"
+#include "model.h"
 
-static opc__mem mem;
 static opc__items items;
 static opc__mailbox box;
-static long allocs_left; /* -1: as many as wanted */
-static uint64_t state = 1;
-
-static uint32_t rnd(uint32_t n) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(state >> 33) % n;
-}
-
-static void *take(void *user, size_t bytes) {
-    (void)user;
-    if (allocs_left == 0) return NULL;
-    if (allocs_left > 0) allocs_left--;
-    return malloc(bytes);
-}
-
-static void give(void *user, void *p, size_t bytes) {
-    (void)user;
-    (void)bytes;
-    free(p);
-}
 
 static const uint8_t own[32] = {7};
 static char own_text[65];
 
 static void begin(uint32_t messages, uint32_t depth, uint32_t foreign) {
-    memset(&mem, 0, sizeof mem);
-    mem.alloc = take;
-    mem.release = give;
-    allocs_left = -1;
+    mem_begin();
     opc__items_init(&items, &mem);
     opc__mailbox_init(&box, &mem, &items, own, messages, depth, foreign);
     opc__str_hash_write(own, own_text);

@@ -3,35 +3,15 @@
 #define OPCOMMS_IMPLEMENTATION
 #include "opcomms.h"
 #include "test.h"
+#include "model.h"
 
 #define NONE OPC__ITEMS_NONE
 
-static opc__mem mem;
 static opc__items items;
 static opc__outbox box;
 static opc__outbox_limits limits;
-static long allocs_left; /* -1: as many as wanted */
-static uint64_t state = 1;
 static uint64_t last_uid;
 static opc__epoch epoch;
-
-static uint32_t rnd(uint32_t n) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(state >> 33) % n;
-}
-
-static void *take(void *user, size_t bytes) {
-    (void)user;
-    if (allocs_left == 0) return NULL;
-    if (allocs_left > 0) allocs_left--;
-    return malloc(bytes);
-}
-
-static void give(void *user, void *p, size_t bytes) {
-    (void)user;
-    (void)bytes;
-    free(p);
-}
 
 static void usual(void) {
     limits.messages_max = 100000;
@@ -43,10 +23,7 @@ static void usual(void) {
 }
 
 static void begin(void) {
-    memset(&mem, 0, sizeof mem);
-    mem.alloc = take;
-    mem.release = give;
-    allocs_left = -1;
+    mem_begin();
     last_uid = 0;
     epoch.counter = 5;
     epoch.random = 55;
