@@ -1070,9 +1070,12 @@ typedef struct opcomms_outgoing {
 /* All or none, in one write and one sync: acknowledges `messages`, queues `outgoing`, and replaces
    the caller's state record (state NULL: leaves it; at most 4 096 bytes). So a program that has
    processed messages, changed its own state and answered does neither again after a crash, nor
-   forget one of them. Returns when all of it is as durable as configured. On failure nothing of it
-   has happened and the handles stay valid; on success they are freed. Errors as opcomms_enqueue and
-   opcomms_ack; OPCOMMS_E_LIMIT: too much for one operation. Any thread; blocks for the disk. */
+   forget one of them. Returns when all of it is as durable as configured. On success the handles
+   are freed. On failure they stay valid, and nothing of it has happened, with two exceptions: when
+   the disk fails under it (OPCOMMS_E_POISONED) or stop comes meanwhile (_UNKNOWN_OUTCOME), the next
+   opening of the log tells whether all of it has happened or nothing. Errors as opcomms_enqueue and
+   opcomms_ack; OPCOMMS_E_LIMIT: more than 4 096 messages, 64 to be queued, or too large for one
+   operation. Any thread; not from a callback (_BUSY). Blocks for the disk. */
 OPCOMMS_API opcomms_err opcomms_commit(opcomms_peer *peer, opcomms_message *const *messages,
                                        size_t messages_count, opcomms_outgoing *outgoing,
                                        size_t outgoing_count, const void *state, size_t state_len,
@@ -23134,14 +23137,12 @@ OPCOMMS_API uint64_t opcomms_queued_count(opcomms_peer *peer, const char *hash) 
 OPCOMMS_API opcomms_err opcomms_queued_next(opcomms_peer *peer, uint64_t after,
                                             opcomms_queued *out) {
     opcomms_err rc = OPCOMMS_E_NOT_FOUND;
-    uint32_t i, best = OPC__ITEMS_NONE;
     if (peer == NULL || out == NULL) return OPCOMMS_E_INVAL;
     opc__mutex_lock(&peer->lock);
     if (peer->store == NULL) {
         rc = OPCOMMS_E_CLOSED;
     } else {
-        best = opc__outbox_above(&peer->outbox, after);
-        i = best;
+        uint32_t i = opc__outbox_above(&peer->outbox, after);
         if (i != OPC__ITEMS_NONE) rc = opc__pub_describe(peer, i, out);
     }
     opc__peer_unlock(peer);
@@ -23572,9 +23573,9 @@ OPCOMMS_API opcomms_err opcomms_commit(opcomms_peer *peer, opcomms_message *cons
     }
     if (rc == OPCOMMS_OK) {
         for (i = 0; i < outgoing_count; i++) outgoing[i].number = orders[i].meta.uid;
-        for (i = 0; i < messages_count; i++) opc__pub_drop(messages[i]);
         peer->unflushed++;
         rc = position > 0 ? opc__pub_wait_stored(peer, position) : OPCOMMS_OK;
+        for (i = 0; rc == OPCOMMS_OK && i < messages_count; i++) opc__pub_drop(messages[i]);
         if (rc != OPCOMMS_OK) (void)opc__err_set(err, rc, 0, NULL);
         opc__peer_kick(peer);
     }

@@ -160,16 +160,20 @@ typedef struct gate {
     pthread_mutex_t lock;
     pthread_cond_t opened;
     int shut;
+    int broken; /* fails instead */
 } gate;
 
 static gate disk;
 
 static opcomms_err gate_sync(void *user, intptr_t file, int *os) {
+    int broken;
     (void)user;
     pthread_mutex_lock(&disk.lock);
     while (disk.shut) pthread_cond_wait(&disk.opened, &disk.lock);
+    broken = disk.broken;
     pthread_mutex_unlock(&disk.lock);
-    return disk.posix->file_sync(disk.posix->user, file, os);
+    *os = EIO;
+    return broken ? OPCOMMS_E_IO : disk.posix->file_sync(disk.posix->user, file, os);
 }
 
 /* b syncs through a gate, which is open at first. */
@@ -177,7 +181,7 @@ static void gate_for_b(void) {
     disk.posix = opcomms_platform_default();
     disk.platform = *disk.posix;
     disk.platform.file_sync = gate_sync;
-    disk.shut = 0;
+    disk.shut = disk.broken = 0;
     cb.platform = &disk.platform;
 }
 
@@ -863,6 +867,40 @@ TEST(a_commit_that_is_refused_has_done_nothing) {
     finish();
 }
 
+/* Whether it was done is seen at the next opening: here the file is whole. */
+TEST(a_commit_that_the_disk_refuses_is_no_success_and_leaves_the_handles_to_the_caller) {
+    opcomms_message *m = NULL;
+    opcomms_outgoing out;
+    opcomms_identifier own;
+    opcomms_error err;
+    char state[16];
+    size_t len = 0;
+    prepare();
+    gate_for_b();
+    ca.platform = cb.platform;
+    CHECK_EQ(up(&a), OPCOMMS_OK);
+    strcpy(b.address, "127.0.0.1:1");
+    own = mailbox(&a, 0);
+    CHECK_EQ(opcomms_local_send(a.peer, 0, &own, "job", 3, 0, &err), OPCOMMS_OK);
+    CHECK_EQ(opcomms_receive(a.peer, LONG, &m, &err), OPCOMMS_OK);
+    out = outgoing(0, "x", NULL);
+    pthread_mutex_lock(&disk.lock);
+    disk.broken = 1;
+    pthread_mutex_unlock(&disk.lock);
+    CHECK_EQ(opcomms_commit(a.peer, &m, 1, &out, 1, "s", 1, &err), OPCOMMS_E_POISONED);
+    CHECK_EQ(opcomms_message_read(m, 0, state, 1, &len), OPCOMMS_E_NOT_FOUND);
+    CHECK_EQ(opcomms_commit(a.peer, NULL, 0, &out, 1, NULL, 0, &err), OPCOMMS_E_POISONED);
+    opcomms_release(m);
+    CHECK(opcomms_stop(a.peer) != OPCOMMS_OK);
+    opcomms_free(a.peer);
+    disk.broken = 0;
+    CHECK_EQ(up(&a), OPCOMMS_OK);
+    CHECK_EQ(opcomms_get_state(a.peer, state, sizeof state, &len), OPCOMMS_OK);
+    CHECK_EQ(opcomms_queued_count(a.peer, NULL), 1);
+    CHECK(empty(&a, 0));
+    finish();
+}
+
 /* What gives messages an end to trying is made 256 at once. */
 TEST(a_commit_finds_room_for_all_its_expiries) {
     opcomms_enqueue_options o = no_options();
@@ -1424,6 +1462,7 @@ int main(void) {
     RUN(a_large_message_finds_its_place_when_others_came_before_its_end);
     RUN(a_commit_is_done_whole_and_survives_restarts);
     RUN(a_commit_that_is_refused_has_done_nothing);
+    RUN(a_commit_that_the_disk_refuses_is_no_success_and_leaves_the_handles_to_the_caller);
     RUN(a_commit_finds_room_for_all_its_expiries);
     RUN(a_batch_is_handed_out_in_order_and_acknowledged_as_one);
     RUN(a_message_that_ran_out_of_attempts_waits_as_a_dead_letter);
