@@ -89,11 +89,16 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
     - The receiver's key is the one that was asked for, or nothing is sent.  api/test_basics.c
     - When opcomms_allow_list_remove has returned, nothing more from that key is stored and
       nothing more is sent to it; its connections close within one step.       api/test_peer.c
-    - A message whose enqueue returned OPCOMMS_OK is delivered, is a dead letter, or was cancelled,
-      whatever crashes and whichever connection breaks; in order, and between native peers once.
-                                             api/test_delivery.c, sim/test_sim_delivery.c
+    - A message whose enqueue returned OPCOMMS_OK, with OPCOMMS_DURABLE_ALWAYS, is delivered, is a
+      dead letter, or was cancelled, whatever crashes and whichever connection breaks; in order, and
+      between native peers once.  api/test_delivery.c, sim/test_sim_delivery.c, crash/crash.c
+    - A commit happens whole or not at all.          api/test_delivery.c, sim/test_sim_delivery.c
     - A log that was replaced by an older copy is found out before anything moves.
                                              unit/test_numbers_world.c, sim/test_sim_delivery.c
+    - Compaction and backup keep all that is not over, whatever fails.
+                                             unit/test_log_compact.c, unit/test_log_crash.c
+    - An encrypted log shows no payload, identity or state, and no operation in it is changed or
+      moved unnoticed.                                               unit/test_log_crypt.c
     - Peer and file bytes never crash it.                       fuzz/, unit tests under sanitizers
     Between a lost answer and a repeated opcomms_send a message can arrive twice, as OPCOMMS_E_
     UNKNOWN_OUTCOME says; opcomms_send_numbered and the outbox are for those who cannot have that.
@@ -126,7 +131,7 @@ SECTIONS OF THE IMPLEMENTATION (search for ">>tag"; a section calls only section
     events kept            256          caller's state record   4 096 bytes
     log                    1 GiB        memory      64 MiB
     requests in flight     16 per inbound connection, further ones wait
-    messages handed out    64
+    messages handed out    16 384
     list entries           65 536 per list
     What is over a limit is refused with an error; nothing that was accepted is dropped.
 
@@ -659,7 +664,9 @@ OPCOMMS_API opcomms_err opcomms_make_ca_cert_with_password(
 typedef struct opcomms_peer opcomms_peer;
 typedef struct opcomms_message opcomms_message;
 
-/* Durability of the log: what "stored" means. */
+/* Durability of the log: what "stored" means. With the last two opcomms_enqueue and opcomms_commit
+   return before the message is written, which the next step does: a crash of the process in between
+   loses it. */
 typedef enum opcomms_durability {
     OPCOMMS_DURABLE_ALWAYS = 0,   /* synced before it is acknowledged or handed out */
     OPCOMMS_DURABLE_INTERVAL = 1, /* written; synced every sync_interval_ms: so much is at risk */
@@ -682,8 +689,8 @@ typedef enum opcomms_durability {
 
 typedef struct opcomms_event opcomms_event;
 
-/* Told of each event of the outbox, see opcomms_next_event; on the thread of whatever call caused
-   it, without locks. Blocking calls and stop refuse with OPCOMMS_E_BUSY inside. */
+/* Told of each event of the outbox, see opcomms_next_event; on the thread of whatever call or step
+   caused it, without locks. Blocking calls and stop refuse with OPCOMMS_E_BUSY inside. */
 typedef void (*opcomms_event_fn)(void *user, const opcomms_event *event);
 
 /* One line of the log callback. `text` is valid during the call. Never holds payload or keys. */
@@ -819,9 +826,12 @@ OPCOMMS_API opcomms_err opcomms_new(const opcomms_config *cfg, opcomms_peer **ou
    Errors to act on:
    OPCOMMS_E_CONNECT, _TLS: not delivered, try again later; OPCOMMS_E_IDENTITY: somebody else
    listens there; OPCOMMS_E_NOT_ALLOWED: our list or theirs; OPCOMMS_E_ROUTE: their routing table
-   refuses; OPCOMMS_E_LIMIT: does not fit a frame (nothing was sent); OPCOMMS_E_REMOTE: their
-   error, in err->text; OPCOMMS_E_TIMEOUT: not sent in time; OPCOMMS_E_UNKNOWN_OUTCOME: it was sent
-   and the answer did not come: it may have been stored, sending again may duplicate.
+   refuses; OPCOMMS_E_LIMIT: does not fit a frame, or natively is larger than the receiver takes
+   (nothing was sent); OPCOMMS_E_REMOTE: their error, in err->text; OPCOMMS_E_TIMEOUT: not sent in
+   time; OPCOMMS_E_ROLLBACK: see opcomms_accept_rollback; OPCOMMS_E_UNKNOWN_OUTCOME: it was sent and
+   the answer did not come: it may have been stored, sending again may duplicate.
+   Others: OPCOMMS_E_INVAL, _ADDRESS, _NOMEM, _CLOSED, _UNSUPPORTED (OPCOMMS_NATIVE_ONLY, and that
+   peer speaks tarpc only).
    Any thread, several at once; not from a callback (OPCOMMS_E_BUSY). Blocks up to timeout_ms. */
 OPCOMMS_API opcomms_err opcomms_send(opcomms_peer *peer, const char *hash, const char *address,
                                      const void *data, size_t len, uint32_t timeout_ms,
@@ -834,16 +844,18 @@ OPCOMMS_API opcomms_err opcomms_ping(opcomms_peer *peer, const char *hash, const
 
 /* Copies the oldest unread message of our own mailbox into buf, and acknowledges it: it is not
    handed out again. *len is its size, *from its sender (may be NULL). OPCOMMS_E_EMPTY: none;
-   OPCOMMS_E_BUFFER: *len tells the size needed, nothing is acknowledged. Never blocks on a peer.
-   Any thread. */
+   OPCOMMS_E_BUFFER: *len tells the size needed, nothing is acknowledged. Others: those of
+   opcomms_receive and opcomms_ack. Never blocks on a peer. Any thread. */
 OPCOMMS_API opcomms_err opcomms_check_receive(opcomms_peer *peer, opcomms_identifier *from,
                                               void *buf, size_t cap, size_t *len,
                                               opcomms_error *err);
 
 /* Waits up to timeout_ms (0: do not wait; OPCOMMS_FOREVER) for a message and hands out the oldest
    that is not handed out already. It stays stored until opcomms_ack; opcomms_release puts it back
-   to the front. At most 64 are out at once (OPCOMMS_E_LIMIT). OPCOMMS_E_EMPTY: none in time;
-   OPCOMMS_E_CLOSED: stopped. Any thread; from a callback only with timeout 0. */
+   to its place. At most 16 384 are out at once (OPCOMMS_E_LIMIT). OPCOMMS_E_EMPTY: none in time;
+   OPCOMMS_E_CLOSED: stopped; _INVAL, _NOMEM; _IO, _LOG_DAMAGED: the disk lost it. The caller ends
+   *out by opcomms_ack, opcomms_ack_batch, opcomms_commit or opcomms_release. Any thread; from a
+   callback only with timeout 0 (_BUSY). */
 #define OPCOMMS_FOREVER 0xffffffffu
 OPCOMMS_API opcomms_err opcomms_receive(opcomms_peer *peer, uint32_t timeout_ms,
                                         opcomms_message **out, opcomms_error *err);
@@ -852,43 +864,52 @@ OPCOMMS_API opcomms_err opcomms_receive(opcomms_peer *peer, uint32_t timeout_ms,
 OPCOMMS_API opcomms_err opcomms_receive_id(opcomms_peer *peer, uint8_t id, uint32_t timeout_ms,
                                            opcomms_message **out, opcomms_error *err);
 
-/* Waits like opcomms_receive without taking the message: OPCOMMS_OK when one is there. */
+/* Waits like opcomms_receive without taking the message: OPCOMMS_OK when one is there. Errors,
+   threads and blocking as there. */
 OPCOMMS_API opcomms_err opcomms_wait(opcomms_peer *peer, uint32_t timeout_ms);
 
-/* The message is consumed: removed from the store, the handle is freed. */
+/* The message is consumed: removed from the store. The handle is freed, also on failure.
+   OPCOMMS_E_CLOSED: stopped; _POISONED, _IO: it stays stored; _INVAL; _NOT_FOUND: it was consumed
+   through opcomms_client_ack or opcomms_local_ack. Any thread, one at a time for a handle; writes
+   to the log, and waits for a sync only when its buffers are full. */
 OPCOMMS_API opcomms_err opcomms_ack(opcomms_message *message, opcomms_error *err);
 
-/* Gives the message back unconsumed; the handle is freed. NULL is allowed. */
+/* Gives the message back unconsumed; the handle is freed. NULL is allowed. Any thread; does not
+   block; also after opcomms_stop. */
 OPCOMMS_API void opcomms_release(opcomms_message *message);
 
 #define OPCOMMS_MESSAGE_TEXT 1u /* came as text that is no JSON byte array: handed out as UTF-8 */
 #define OPCOMMS_MESSAGE_UNCERTAIN 2u /* it may have come before: see opcomms_accept_rollback; or it
                                         was also tried by tarpc */
 
-/* Of a message handed out; valid until its ack or release. */
+/* Of a message handed out; valid until its ack or release. Any thread; none blocks. */
 OPCOMMS_API size_t opcomms_message_size(const opcomms_message *message);
 OPCOMMS_API uint64_t opcomms_message_number(const opcomms_message *message);
 OPCOMMS_API uint32_t opcomms_message_flags(const opcomms_message *message);
 OPCOMMS_API void opcomms_message_from(const opcomms_message *message, opcomms_identifier *from);
 /* Reads up to len bytes at offset; *got 0 at the end. The payload's checksum is verified:
-   OPCOMMS_E_LOG_DAMAGED when the disk lost it. */
+   OPCOMMS_E_LOG_DAMAGED when the disk lost it. OPCOMMS_E_INVAL, _IO; _CLOSED: stopped; _NOT_FOUND:
+   as opcomms_ack. Any thread; reads the disk. */
 OPCOMMS_API opcomms_err opcomms_message_read(opcomms_message *message, uint64_t offset, void *buf,
                                              size_t len, size_t *got);
 
 /* The peer's own public key hash, 64 hex digits and NUL. Any thread. */
 OPCOMMS_API opcomms_err opcomms_get_pubk_hash(const opcomms_peer *peer, char hash[65]);
 
-/* "ip:port" it listens on (the real port when 0 was asked for). cap 64 is always enough. */
+/* "ip:port" it listens on (the real port when 0 was asked for). cap 64 is always enough, else
+   OPCOMMS_E_BUFFER. OPCOMMS_E_NOT_FOUND: it does not listen. Any thread. */
 OPCOMMS_API opcomms_err opcomms_get_address(const opcomms_peer *peer, char *out, size_t cap);
 
 /* For a caller's own event loop (OPCOMMS_NO_BACKGROUND): fills fds with what to wait for and
    *timeout_ms with how long at most (-1: for ever), *count with how many. OPCOMMS_E_BUFFER: cap is
-   too small, *count tells the need. Then call opcomms_poll(peer, 0). */
+   too small, *count tells the need; _BUSY: it has a thread, or is being pumped now; _CLOSED. Then
+   call opcomms_poll(peer, 0). Does not block. */
 OPCOMMS_API opcomms_err opcomms_pollfds(opcomms_peer *peer, opcomms_pollfd *fds, size_t cap,
                                         size_t *count, int32_t *timeout_ms);
 
 /* One step: waits up to timeout_ms for events (0: do not wait), then does what is due. Only with
-   OPCOMMS_NO_BACKGROUND (else OPCOMMS_E_BUSY), one thread at a time. */
+   OPCOMMS_NO_BACKGROUND, one thread at a time, and not from a callback: else OPCOMMS_E_BUSY.
+   OPCOMMS_E_CLOSED: stopped. */
 OPCOMMS_API opcomms_err opcomms_poll(opcomms_peer *peer, uint32_t timeout_ms);
 
 typedef struct opcomms_stats {
@@ -956,8 +977,11 @@ typedef struct opcomms_enqueue_options {
    restart. Returns when it is as durable as configured; with OPCOMMS_DURABLE_INTERVAL and _NEVER
    when it is in memory, from where the next step writes it.
    OPCOMMS_E_FULL: a limit of the outbox or the log is reached, nothing is stored; others:
-   OPCOMMS_E_INVAL, _ADDRESS, _NOT_ALLOWED (our own list), _LIMIT (too large), _POISONED, _CLOSED,
-   _BUSY (callback). Any thread. Without background thread the caller's polls deliver it. */
+   OPCOMMS_E_INVAL, _ADDRESS, _NOT_ALLOWED (our own list), _LIMIT (too large), _NOMEM, _CLOSED,
+   _BUSY (callback); _POISONED (the disk failed), _UNKNOWN_OUTCOME (stop came while it was synced):
+   the next opening tells whether it is stored. Any thread; blocks for the disk, with
+   OPCOMMS_DURABLE_ALWAYS. The data is not kept after the return. Without background thread the
+   caller's polls deliver it. */
 OPCOMMS_API opcomms_err opcomms_enqueue(opcomms_peer *peer, const opcomms_identifier *to,
                                         const char *address, const void *context,
                                         size_t context_len, const void *data, size_t len,
@@ -966,8 +990,8 @@ OPCOMMS_API opcomms_err opcomms_enqueue(opcomms_peer *peer, const opcomms_identi
 
 /* What became of a queued message. */
 #define OPCOMMS_STATE_QUEUED 1u    /* waits */
-#define OPCOMMS_STATE_SENT 2u      /* on its way, not acknowledged */
-#define OPCOMMS_STATE_RECEIVED 3u
+#define OPCOMMS_STATE_SENT 2u      /* on its way, not acknowledged; as an event: by tarpc only */
+#define OPCOMMS_STATE_RECEIVED 3u  /* in the receiver's memory */
 #define OPCOMMS_STATE_DURABLE 4u   /* as an event: done, unless consumption was asked for */
 #define OPCOMMS_STATE_CONSUMED 5u
 #define OPCOMMS_STATE_DEAD 6u      /* a dead letter */
@@ -995,17 +1019,20 @@ typedef struct opcomms_queued {
     int64_t dead_s;      /* when it became a dead letter, or 0 */
 } opcomms_queued;
 
-/* OPCOMMS_E_NOT_FOUND: done, cancelled, taken, or never there. Any thread; does not block. */
+/* Looks at the outbox. All of them, those of the dead letters below too: OPCOMMS_E_NOT_FOUND: done,
+   cancelled, taken, or never there; _INVAL; _CLOSED: stopped (a count keeps its last value); _IO,
+   _LOG_DAMAGED: the disk lost it. Any thread; they read the disk and block for nothing else. */
 OPCOMMS_API opcomms_err opcomms_queued_get(opcomms_peer *peer, uint64_t number,
                                            opcomms_queued *out);
-/* Messages of the outbox; hash NULL: for all servers. */
+/* Messages of the outbox; hash NULL: for all servers. 0 for what is no hash. */
 OPCOMMS_API uint64_t opcomms_queued_count(opcomms_peer *peer, const char *hash);
 /* The oldest message of the outbox, for any destination, whose number is above `after` (0: from the
    first). OPCOMMS_E_NOT_FOUND: none. */
 OPCOMMS_API opcomms_err opcomms_queued_next(opcomms_peer *peer, uint64_t after,
                                             opcomms_queued *out);
 /* Takes a message out of the outbox. When it was sent already it may arrive all the same:
-   OPCOMMS_E_UNKNOWN_OUTCOME then, and it is cancelled. OPCOMMS_E_NOT_FOUND as above. */
+   OPCOMMS_E_UNKNOWN_OUTCOME then, and it is cancelled. OPCOMMS_E_NOT_FOUND as above; _POISONED,
+   _CLOSED, _BUSY (callback). Any thread; blocks for the disk. */
 OPCOMMS_API opcomms_err opcomms_cancel(opcomms_peer *peer, uint64_t number, opcomms_error *err);
 
 /* Something happened to a message of the outbox, or to the log. */
@@ -1018,7 +1045,8 @@ struct opcomms_event {
 
 /* The oldest event not told yet; waits up to timeout_ms for one. OPCOMMS_E_EMPTY: none in time.
    256 are kept, further ones are counted in one of OPCOMMS_STATE_MISSED. None are kept when
-   cfg.event is told of them. Any thread; from a callback only with timeout 0. */
+   cfg.event is told of them. OPCOMMS_E_CLOSED: stopped, and none is left. Any thread; from a
+   callback only with timeout 0 (_BUSY). */
 OPCOMMS_API opcomms_err opcomms_next_event(opcomms_peer *peer, uint32_t timeout_ms,
                                            opcomms_event *out);
 
@@ -1026,32 +1054,38 @@ OPCOMMS_API opcomms_err opcomms_next_event(opcomms_peer *peer, uint32_t timeout_
    are dropped or queued again. The oldest above number `after`; OPCOMMS_E_NOT_FOUND: none. */
 OPCOMMS_API opcomms_err opcomms_dead_next(opcomms_peer *peer, uint64_t after, opcomms_queued *out);
 OPCOMMS_API uint64_t opcomms_dead_count(opcomms_peer *peer);
-/* Payload of a dead letter, or of a queued message, from `offset` on; *got 0 at its end. */
+/* Payload of a dead letter, or of a queued message, from `offset` on; *got 0 at its end, which is
+   checked as by opcomms_message_read. OPCOMMS_E_NOT_FOUND also after opcomms_stop. */
 OPCOMMS_API opcomms_err opcomms_queued_read(opcomms_peer *peer, uint64_t number, uint64_t offset,
                                             void *buf, size_t len, size_t *got);
 /* Queues it again, behind all others, with a new number and fresh attempts, without expiry; in one
-   operation with the end of the dead letter. */
+   operation with the end of the dead letter. Errors, threads and blocking as opcomms_enqueue, whose
+   limits hold; OPCOMMS_E_NOT_FOUND: no such dead letter. *fresh_number (may be NULL) is told. */
 OPCOMMS_API opcomms_err opcomms_dead_requeue(opcomms_peer *peer, uint64_t number,
                                              uint64_t *fresh_number, opcomms_error *err);
+/* Forgets it. Errors, threads and blocking as opcomms_cancel. */
 OPCOMMS_API opcomms_err opcomms_dead_drop(opcomms_peer *peer, uint64_t number, opcomms_error *err);
 
 /* opcomms_send with a number of the caller's keeping: *number 0 takes a new one and tells it; any
    other is one that an earlier call told, and then a receiver that stored the message does not
    store it again. That holds between native peers, while both peers stay open, for the last 1 024
    numbers; otherwise the error is OPCOMMS_E_UNKNOWN_OUTCOME. address NULL: over a connection which
-   that peer has made to us, or none: OPCOMMS_E_CONNECT. */
+   that peer has made to us, or none: OPCOMMS_E_CONNECT. Errors, threads and blocking as
+   opcomms_send. */
 OPCOMMS_API opcomms_err opcomms_send_numbered(opcomms_peer *peer, const char *hash,
                                               const char *address, const void *data, size_t len,
                                               uint64_t *number, uint32_t timeout_ms,
                                               opcomms_error *err);
 
 /* As opcomms_receive_id, up to `cap` messages at once, which count among the messages handed out;
-   waits for the first of them only. */
+   waits for the first of them only. OPCOMMS_OK: *count is 1 or more. Errors and threads as
+   there. */
 OPCOMMS_API opcomms_err opcomms_receive_batch(opcomms_peer *peer, uint8_t id, uint32_t timeout_ms,
                                               opcomms_message **out, size_t cap, size_t *count,
                                               opcomms_error *err);
 /* Acknowledges them all in one operation: all or none are handed out again after a crash. All are
-   of one peer; the handles are freed, also on failure. OPCOMMS_E_LIMIT: more than 4 096. */
+   of one peer; the handles are freed, also on failure. OPCOMMS_E_LIMIT: more than 4 096; else
+   errors, threads and blocking as opcomms_ack. */
 OPCOMMS_API opcomms_err opcomms_ack_batch(opcomms_message *const *messages, size_t count,
                                           opcomms_error *err);
 
@@ -1081,7 +1115,8 @@ OPCOMMS_API opcomms_err opcomms_commit(opcomms_peer *peer, opcomms_message *cons
                                        size_t outgoing_count, const void *state, size_t state_len,
                                        opcomms_error *err);
 /* The state record, as it was last committed, also before a restart. *len is its size;
-   OPCOMMS_E_BUFFER: cap is too small. OPCOMMS_E_EMPTY: there is none. */
+   OPCOMMS_E_BUFFER: cap is too small. OPCOMMS_E_EMPTY: there is none. _INVAL. Any thread; does not
+   block. */
 OPCOMMS_API opcomms_err opcomms_get_state(opcomms_peer *peer, void *buf, size_t cap, size_t *len);
 
 /* A copy of the log of a running peer at `path`, where there must be nothing yet: all that is
@@ -1096,7 +1131,8 @@ OPCOMMS_API opcomms_err opcomms_backup(opcomms_peer *peer, const char *path, opc
    OPCOMMS_STATE_ROLLBACK, and OPCOMMS_E_ROLLBACK for what is sent there. Nothing moves between the
    two until the operator of the peer that reported it, or of both, has looked and says go on. What
    the older log still queues may then arrive twice, marked OPCOMMS_MESSAGE_UNCERTAIN.
-   OPCOMMS_E_NOT_FOUND: nothing stands against that key. */
+   OPCOMMS_E_NOT_FOUND: nothing stands against that key; _INVAL, _POISONED, _CLOSED, _BUSY
+   (callback). Any thread; blocks for the disk. */
 OPCOMMS_API opcomms_err opcomms_accept_rollback(opcomms_peer *peer, const char *hash,
                                                 opcomms_error *err);
 
@@ -1152,8 +1188,10 @@ OPCOMMS_API void opcomms_client_close(opcomms_client *client);
 
 /* The same for a component in the server's own process, without a network: under the peer's own
    identity and by its own routing table. opcomms_local_send returns when the message is stored as
-   durably as configured: OPCOMMS_E_ROUTE, _FULL, _LIMIT, _POISONED, _CLOSED, _BUSY (callback). The
-   others do not block. Any thread. */
+   durably as configured: OPCOMMS_E_INVAL, _ROUTE, _FULL, _LIMIT, _NOMEM, _POISONED, _CLOSED, _BUSY
+   (callback), _UNKNOWN_OUTCOME (stop came while it was synced). The others: OPCOMMS_E_EMPTY,
+   _BUFFER, _NOT_FOUND as their opcomms_client_ twins, and those of opcomms_message_read and
+   opcomms_ack; they block for no peer. Any thread. */
 OPCOMMS_API opcomms_err opcomms_local_send(opcomms_peer *peer, uint8_t from_id,
                                            const opcomms_identifier *to, const void *data,
                                            size_t len, uint32_t flags, opcomms_error *err);
